@@ -1,0 +1,224 @@
+"""One way to load a model: Unsloth where it runs, transformers + PEFT elsewhere. The method stays in the task folder."""
+
+import contextlib
+import functools
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.cli import arg
+from common.paths import resolve_model
+
+
+@dataclass
+class ModelArgs:
+    model: str | None = arg("Qwen/Qwen2.5-7B-Instruct", "a path, MODELS_DIR/<org>/<name>, or a name on the hub")
+    backend: Literal["auto", "unsloth", "hf"] = arg("auto", "auto: Unsloth on an NVIDIA GPU, else transformers + PEFT")
+    quantization: Literal["auto", "4bit", "none"] = arg("auto", "auto: 16-bit weights where they fit, else 4-bit")
+
+
+@dataclass
+class LoraArgs(ModelArgs):
+    lora_r: int = arg(16, "rank of the LoRA update")
+    lora_alpha: int = arg(16, "the update is scaled by lora_alpha / lora_r")
+    lora_dropout: float = arg(0.0, "0 is what Unsloth's fast path needs")
+    lora_target_modules: list[str] = arg(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "layers that get an update"
+    )
+
+
+@functools.cache
+def import_backend(backend: str) -> str:
+    """Import what `backend` needs and return "unsloth" or "hf". Unsloth patches TRL, so it has to be imported first."""
+    import torch
+
+    cuda, installed = torch.cuda.is_available(), importlib.util.find_spec("unsloth") is not None
+    if backend == "unsloth" and not cuda:
+        raise SystemExit(f"--backend unsloth needs an NVIDIA GPU. {no_cuda()}")
+    if backend == "unsloth" and not installed:
+        raise SystemExit("--backend unsloth, but Unsloth is not installed: pip install -r requirements.txt")
+    if backend == "hf" or not (cuda and installed):
+        return "hf"
+    import unsloth  # noqa: F401
+
+    return "unsloth"
+
+
+def no_cuda() -> str:
+    """Why torch sees no GPU, and what to do."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "This torch is a CPU build: install the requirements.txt of this folder, or run without a GPU (--demo)."
+    return f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees none: compare with `nvidia-smi`; the driver may be too old."
+
+
+def has_bf16() -> bool:
+    """Whether bfloat16 is fast here: GPUs from Ampere on, CPUs with AVX512_BF16 or AMX. Elsewhere it is emulated."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def load_tokenizer(path: Path):
+    """The tokenizer of a model's or adapter's folder, with a pad token that is not its end-of-text token.
+
+    Where the two are one, a trainer that masks padding also masks every answer's end, and the model never stops.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(path))
+    if tokenizer.eos_token_id is None:
+        raise SystemExit(f"{path}: the tokenizer names no eos_token; answers could not end. Use the model's own tokenizer files.")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        spare = [t for t in ("<|endoftext|>", "<|fim_pad|>", "<|vision_pad|>", "<pad>") if t in tokenizer.get_vocab()]
+        spare = [t for t in spare if t != tokenizer.eos_token]
+        if not spare:
+            raise SystemExit(f"{path}: the tokenizer's pad token is its eos token, and it has no other special token to pad with.")
+        tokenizer.pad_token = spare[0]
+    return tokenizer
+
+
+def find_model(model_args) -> Path:
+    """The folder of --model, after the checks that cost nothing: is there a GPU where one is asked for, does it fit."""
+    import torch
+
+    if model_args.quantization == "4bit" and not torch.cuda.is_available():
+        raise SystemExit(f"--quantization 4bit needs an NVIDIA GPU. {no_cuda()}")
+    path = resolve_model(model_args.model)
+    choose_quantization(model_args.quantization, path)
+    return path
+
+
+@functools.cache
+def choose_quantization(choice: str, path: Path, spare_gb: float = 5.0) -> bool:
+    """Whether to load in 4-bit. Stops where the weights cannot fit, before minutes go into loading them.
+
+    spare_gb: what training needs beside the weights (7B, LoRA r16, 2 x 512 tokens with checkpointing: about 4 GB).
+    """
+    import torch
+
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e9
+    if not size:
+        raise SystemExit(f"{path} holds no *.safetensors. Pickled weights (*.bin) can run code and are not loaded: convert them first.")
+    if not torch.cuda.is_available():
+        import psutil
+
+        free = psutil.virtual_memory().available / 1e9
+        if size * 1.2 > free:
+            raise SystemExit(f"{path.name} has {size:.1f} GB of weights, this machine {free:.1f} GB of free memory and no GPU. {no_cuda()}")
+        return False
+    config = json.loads((path / "config.json").read_text())
+    if "quantization_config" in config:
+        return True  # published in 4-bit already
+    free = torch.cuda.mem_get_info()[0] / 1e9
+    spare_gb = min(spare_gb, size)  # small models need little beside their weights
+    needs = {"none": size + spare_gb, "4bit": 0.35 * size + spare_gb}
+    if choice == "auto":
+        choice = "none" if needs["none"] < free else "4bit"
+        print(f"quantization: {choice} ({path.name} needs about {needs['none']:.0f} GB in 16 bit, {free:.0f} GB are free)")
+    if needs[choice] > free:
+        advice = "--quantization 4bit" if choice == "none" else "a smaller model, e.g. --model Qwen/Qwen2.5-1.5B-Instruct"
+        raise SystemExit(f"{path.name} needs about {needs[choice]:.0f} GB of GPU memory, {free:.0f} GB are free. Try {advice}.")
+    return choice == "4bit"
+
+
+def load_base(path: Path, backend: str, four_bit: bool, dtype, max_length: int):
+    """The base model, on the GPU if there is one. dtype: a torch dtype, also that of 4-bit computations."""
+    import torch
+
+    if import_backend(backend) == "unsloth":
+        from unsloth import FastLanguageModel
+
+        return FastLanguageModel.from_pretrained(str(path), max_seq_length=max_length, dtype=dtype, load_in_4bit=four_bit)[0]
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        str(path),
+        dtype=dtype,
+        quantization_config=nf4 if four_bit else None,
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
+        use_safetensors=True,
+    )
+
+
+def load_model(model_args, config):
+    """A base model with fresh LoRA adapters, ready for a trainer.
+
+    config: the trainer's config, whose bf16 / fp16, max_length, gradient_checkpointing and seed are followed.
+    """
+    import torch
+    from transformers import set_seed
+
+    path = resolve_model(model_args.model)
+    four_bit = choose_quantization(model_args.quantization, path)
+    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
+    model = load_base(path, model_args.backend, four_bit, dtype, config.max_length)
+    set_seed(config.seed)  # LoRA's A matrices are random
+    lora = dict(
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        target_modules=model_args.lora_target_modules,
+        bias="none",
+    )
+    if import_backend(model_args.backend) == "unsloth":
+        from unsloth import FastLanguageModel
+
+        checkpointing = "unsloth" if config.gradient_checkpointing else False
+        model = FastLanguageModel.get_peft_model(
+            model, **lora, use_gradient_checkpointing=checkpointing, random_state=config.seed
+        )
+    else:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    trained, total = model.get_nb_trainable_parameters()
+    print(f"LoRA r{model_args.lora_r}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
+    return model
+
+
+def load_adapter(adapter: Path, model_args, max_length: int = 2048):
+    """A base model with a trained adapter, for inference, and the adapter's tokenizer.
+
+    The base is --model if given, else the one named in adapter_config.json.
+    """
+    import torch
+    from peft import PeftModel
+
+    adapter = Path(adapter)
+    if not (adapter / "adapter_config.json").is_file():
+        raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named at its end.")
+    saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    path = resolve_model(model_args.model or saved["base_model_name_or_path"])
+    tokenizer = load_tokenizer(adapter)
+    four_bit = choose_quantization(model_args.quantization, path, spare_gb=2.0)
+    half = torch.float16 if torch.cuda.is_available() else torch.float32
+    dtype = torch.bfloat16 if has_bf16() else half
+    model = load_base(path, model_args.backend, four_bit, dtype, max_length)
+    return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
+
+
+@contextlib.contextmanager
+def inference(model, backend: str = "auto"):
+    """Switch a model to generation and back; Unsloth swaps kernels for it, the others only leave training mode."""
+    training = model.training
+    if import_backend(backend) == "unsloth":
+        from unsloth import FastLanguageModel
+
+        FastLanguageModel.for_inference(model)
+        yield
+        FastLanguageModel.for_training(model)
+        model.train(training)
+    else:
+        model.eval()
+        yield
+        model.train(training)

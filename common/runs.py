@@ -1,0 +1,360 @@
+"""One folder a run: what was asked, what happened, what came out. Resumes what was cut off, never deletes results.
+
+    OUTPUT_DIR/<task>/<time>/run.json       arguments, versions, GPU, git revision, data digest, seconds, tokens, peak GB
+                             metrics.jsonl  every logged number, a line a log
+                             loss.png       training and held-out loss
+                             checkpoint-N/  the newest three and the best
+                             the adapter and its tokenizer
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common.paths import TASK_DIR, check_disk, output_dir
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
+# Where a run is written and what it is said to cost do not change what it computes.
+NOT_IN_IDENTITY = ("output_dir", "logging_dir", "run_name", "price_per_hour", "show_mask")
+
+
+class Run:
+    """The plan, the folder and the record of one training run.
+
+    config: the trainer's config; its output_dir becomes the run's folder. args, model_args: the script's own flags.
+    dataset: the tokenized training set, a `datasets.Dataset` with a column input_ids.
+    """
+
+    def __init__(self, config, args, model_args, dataset):
+        self.config, self.model, self.price = config, model_args.model, args.price_per_hour
+        self.rows, self.tokens = len(dataset), count_tokens(dataset)
+        self.rows_a_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+        steps_an_epoch = math.ceil(self.rows / self.rows_a_step)
+        self.steps = config.max_steps if config.max_steps > 0 else math.ceil(steps_an_epoch * config.num_train_epochs)
+
+        arguments = json.loads(json.dumps(config.to_dict() | vars(args) | vars(model_args), default=str))
+        asked = {name: value for name, value in arguments.items() if name not in NOT_IN_IDENTITY}
+        data = digest(dataset)
+        self.record = {
+            "identity": hashlib.sha256(json.dumps([asked, data], sort_keys=True).encode()).hexdigest(),
+            "status": "unfinished",
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "data_sha256": data,
+            "device": device_name(),
+            "versions": _versions(),
+            "code": _code_version(),
+            "arguments": arguments,
+        }
+        self.signal, self.training, self.lock = None, False, None
+        explicit = config.output_dir not in (None, "trainer_output")
+        wanted = Path(config.output_dir).expanduser() if explicit else output_dir() / time.strftime("%Y%m%d-%H%M%S")
+        check_disk(wanted.parent, 500_000_000 if config.use_cpu else 3_000_000_000, "checkpoints and the adapter")
+        self.folder, self.checkpoint = self._resumable(wanted, explicit) or (_free_name(wanted), None)
+        config.output_dir = str(self.folder)
+        self._print_plan()
+
+    def _resumable(self, wanted, explicit):
+        """An unfinished run with the same arguments and data that has a complete checkpoint and no live process."""
+        folders = wanted.parent.glob(f"{wanted.name}*" if explicit else "*")
+        for folder in sorted(folders, reverse=True):
+            old = read_record(folder)
+            if old.get("identity") != self.record["identity"] or old.get("status") == "finished":
+                continue
+            complete = [checkpoint for checkpoint in checkpoints(folder) if _is_complete(checkpoint)]
+            if complete and self._lock(folder):
+                return folder, complete[-1]
+        return None
+
+    def _lock(self, folder):
+        self.lock = open(folder / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it however the process ends
+        except OSError:
+            return False
+        return True
+
+    def _print_plan(self):
+        epochs = self.steps * self.rows_a_step / self.rows
+        print(
+            f"plan: {self.rows:,} rows, {self.tokens:,} tokens ({self.tokens / self.rows:.0f} a row); {self.steps:,} optimizer "
+            f"steps of {self.rows_a_step} rows = {epochs:.2g} epochs, about {self.tokens * epochs:,.0f} tokens\nrun:  {self.folder}"
+        )
+        if self.steps > 10_000:
+            print(f"      {self.steps:,} steps are days on any card. --max_steps 2000 makes it {2000 * self.rows_a_step:,} rows.")
+        if self.checkpoint:
+            print(f"      an unfinished run with these arguments and this data goes on from {self.checkpoint.name}")
+
+    def __enter__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.checkpoint:
+            self._lock(self.folder)
+        self.started = time.time()
+        self.old_handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.note(status="unfinished")
+        return self
+
+    def __exit__(self, kind, error, trace):
+        for number, handler in self.old_handlers.items():
+            signal.signal(number, handler)
+        if kind is not None:
+            self.note(stopped_by=f"{kind.__name__}: {error}"[:500])
+            self.plot()
+        self.lock.close()
+
+    def _on_signal(self, number, frame):
+        if not self.training or self.signal:
+            raise SystemExit(128 + number)
+        self.signal = number
+        print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step; the same command goes on from it.")
+
+    def note(self, **facts):
+        """Add facts to run.json."""
+        self.record |= facts
+        write_json(self.folder / "run.json", self.record)
+
+    def train(self, trainer):
+        """Train, from the checkpoint if there is one. Ends the process with 128 + N when signal N asked it to stop."""
+        import torch
+
+        seen = count_tokens(trainer.train_dataset)
+        if seen != self.tokens:
+            raise SystemExit(f"the trainer would see {seen:,} tokens instead of {self.tokens:,}: it cuts rows at another length than --max_length.")
+        for parameter in trainer.model.parameters():
+            # 16-bit adapters lose small updates, and TRL's bf16 adapters cannot be scaled for fp16 on a T4.
+            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.float()
+        start = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0
+        self._cut_metrics(start)
+        trainer.add_callback(self._recorder())
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        began, self.training = time.time(), True
+        try:
+            trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        except torch.cuda.OutOfMemoryError as error:
+            raise SystemExit(
+                f"out of GPU memory: {str(error).splitlines()[0]}\nIn this order: --per_device_train_batch_size 1 "
+                "--gradient_accumulation_steps 8 (the same updates); --quantization 4bit; a smaller --max_length; a smaller --model."
+            ) from None
+        except Exception as error:
+            if "No space left" not in str(error):
+                raise
+            raise SystemExit(
+                f"the disk of {self.folder} is full. Free some space and give the same command: it goes on from the last complete checkpoint."
+            ) from None
+        finally:
+            self.training = False
+        seconds, steps = time.time() - began, trainer.state.global_step - start
+        self.note(
+            seconds=round(seconds, 1),
+            steps=trainer.state.global_step,
+            seconds_a_step=round(seconds / max(steps, 1), 3),
+            tokens_a_second=round(self.tokens / self.rows * self.rows_a_step * steps / seconds),
+            **peak_memory(),
+        )
+        self.plot()
+        if self.signal:
+            raise SystemExit(128 + self.signal)
+
+    def _cut_metrics(self, step):
+        """Forget what was logged after the checkpoint: those steps are done again."""
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        keep = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        replace_text(file, "".join(keep))
+
+    def _recorder(self):
+        from tqdm import tqdm
+        from transformers import TrainerCallback
+
+        run, times = self, []
+
+        class Recorder(TrainerCallback):
+            def on_log(self, args, state, control, logs=None, **kwargs):
+                with open(run.folder / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps({"step": state.global_step, "time": round(time.time(), 2)} | logs) + "\n")
+
+            def on_step_end(self, args, state, control, **kwargs):
+                times.append(time.time())
+                if len(times) == 20:
+                    step = (times[-1] - times[0]) / 19  # the first step compiles and warms up
+                    left = step * (run.steps - state.global_step)
+                    price = f", about {left / 3600 * run.price:.2f} at {run.price} an hour" if run.price else ""
+                    tqdm.write(f"{step:.2f} s a step: the remaining {run.steps - state.global_step:,} take {_duration(left)}{price}")
+                if run.signal:
+                    control.should_save = control.should_training_stop = True
+
+            def on_save(self, args, state, control, **kwargs):
+                best = Path(state.best_model_checkpoint or "").name
+                for old in checkpoints(run.folder)[:-3]:
+                    if old.name != best:
+                        shutil.rmtree(old)
+                run.plot()
+
+        return Recorder()
+
+    def plot(self):
+        """Draw loss.png from metrics.jsonl."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        file = self.folder / "metrics.jsonl"
+        logs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+        for key in sorted({key for log in logs for key in log if key == "loss" or key.endswith("_loss") and key != "train_loss"}):
+            points = [(log["step"], log[key]) for log in logs if key in log]
+            label = "training" if key == "loss" else f"held out ({key})"
+            axes.plot(*zip(*points, strict=True), marker="o" if key != "loss" else None, markersize=4, label=label)
+        axes.set(xlabel="optimizer step", ylabel="cross-entropy a token", title=f"{TASK_DIR.name}: {self.folder.name}")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+        figure.savefig(self.folder / ".loss.png", format="png", dpi=120)
+        pyplot.close(figure)
+        os.replace(self.folder / ".loss.png", self.folder / "loss.png")
+
+    def save(self, trainer, tokenizer, **texts):
+        """Write the adapter, its tokenizer and `texts` (name=content, as name.txt) to the run's folder."""
+        made = self.folder / ".saving"
+        trainer.model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        (made / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        settings = json.loads((made / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = self.model  # as it was asked for: this machine's path means nothing elsewhere
+        write_json(made / "adapter_config.json", settings)
+        for name, text in texts.items():
+            (made / f"{name}.txt").write_text(text, encoding="utf-8")
+        for file in made.iterdir():
+            os.replace(file, self.folder / file.name)
+        made.rmdir()
+        self.note(status="finished")
+        print(f"saved: {self.folder}")
+
+
+def latest_adapter(task: str = TASK_DIR.name) -> Path:
+    """The newest run of this task that was finished."""
+    folders = [folder for folder in sorted(output_dir(task).glob("*")) if read_record(folder).get("status") == "finished"]
+    if not folders:
+        raise SystemExit(f"no finished run in {output_dir(task)}: run train.py first, or name a folder with --adapter.")
+    return folders[-1]
+
+
+def count_tokens(dataset) -> int:
+    """Tokens in a tokenized dataset."""
+    import pyarrow.compute as pc
+
+    return sum(pc.sum(pc.list_value_length(table["input_ids"])).as_py() for table in dataset.with_format("arrow").iter(50_000))
+
+
+def digest(dataset) -> str:
+    """sha256 over a tokenized dataset's values: data, template and tokenizer in one number."""
+    state = hashlib.sha256()
+    for table in dataset.with_format("arrow").iter(10_000):
+        for name in sorted(table.column_names):
+            lists = table[name].combine_chunks()
+            state.update(name.encode())
+            state.update(lists.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            state.update(lists.flatten().to_numpy(zero_copy_only=False).tobytes())
+    return state.hexdigest()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """checkpoint-N folders, oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def _is_complete(checkpoint):
+    """trainer_state.json is written last, so a checkpoint whose state can be read was not cut off."""
+    return bool(_read_json(checkpoint / "trainer_state.json")) and (checkpoint / "optimizer.pt").exists()
+
+
+def _read_json(file):
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def read_record(folder: Path) -> dict:
+    """run.json of a folder; empty if it has none."""
+    return _read_json(folder / "run.json")
+
+
+def write_json(file: Path, content):
+    """Write JSON so that the file is either the old or the new one."""
+    replace_text(file, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def replace_text(file: Path, text: str):
+    """Write text so that the file is either the old or the new one."""
+    new = file.with_name(f".{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, file)
+
+
+def _free_name(folder):
+    taken = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 1000))]
+    return next(name for name in taken if not name.exists() or not any(name.iterdir()))
+
+
+def device_name() -> str:
+    """The GPU, or the CPU and how many threads torch uses."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / 1e9:.0f} GB"
+    features = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(name)]
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads, {' '.join(features)}"
+
+
+def peak_memory() -> dict:
+    """Peak memory in GB: what torch's tensors took on the GPU and what it reserved, or this process's memory."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        taken, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return {"peak_gb": round(taken / 1e9, 2), "peak_gb_reserved": round(reserved / 1e9, 2)}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_gb_process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)}
+
+
+def _versions():
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _code_version():
+    """The git revision, or, in a copied folder, a hash of its source files."""
+    git = ["git", "-C", str(TASK_DIR)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True).stdout.strip()
+        return f"git {revision}{' with changes' if changed else ''}"
+    except (OSError, subprocess.CalledProcessError):
+        state = hashlib.sha256()
+        for file in sorted(TASK_DIR.rglob("*.py")):
+            state.update(file.read_bytes())
+        return f"sha256 {state.hexdigest()}"
+
+
+def _duration(seconds):
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"

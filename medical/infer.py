@@ -1,0 +1,124 @@
+"""Ask a fine-tuned model: one question, a file of questions in batches, or a chat that streams.
+
+Each question is asked by itself, as in training: the model was taught single questions and remembers none before.
+The prompt is built by train.py's own function from the template that was saved with the adapter.
+
+Newest run:         python infer.py --question "高血压患者能吃党参吗？"
+An adapter folder:  python infer.py --adapter outputs/medical/20261122-101500 --file questions.txt
+Chat:               python infer.py
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cli import arg, parse
+from common.evaluation import generate
+from common.models import ModelArgs, inference, load_adapter
+from common.runs import latest_adapter, read_record, replace_text
+from train import TEMPLATE, prompt_ids
+
+DEFAULTS = dict(
+    model=None,  # the base that the adapter's adapter_config.json names
+)
+
+
+@dataclass
+class Args:
+    question: str | None = arg(None, "one question")
+    file: str | None = arg(None, "a text file (UTF-8), one question a line; answers go to --out")
+    out: str | None = arg(None, "where the answers of --file go, as JSON lines (default: FILE.answers.jsonl)")
+    adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
+    max_new_tokens: int = arg(256, "longest answer, in tokens")
+    batch_size: int = arg(8, "questions of --file answered at once")
+    temperature: float = arg(0.0, "0: always the likeliest token; 0.7: some variety")
+    seed: int = arg(3407, "of the sampling")
+
+
+def stream(model, tokenizer, template, question, args, backend):
+    """Print the answer while it is written."""
+    import torch
+    from transformers import TextStreamer
+
+    ids = torch.tensor(prompt_ids(tokenizer, [question], template), device=model.device)
+    sampling = dict(do_sample=True, temperature=args.temperature) if args.temperature else dict(do_sample=False)
+    with inference(model, backend), torch.no_grad():
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            max_new_tokens=args.max_new_tokens,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            repetition_penalty=1.0,
+            **sampling,
+        )
+
+
+def answer_file(model, tokenizer, template, args, backend):
+    """Answer each line of --file and write {question, answer} lines; nothing half-written is left behind."""
+    file = Path(args.file)
+    out = Path(args.out or file.with_name(file.name + ".answers.jsonl"))
+    questions = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    sampling = dict(temperature=args.temperature) if args.temperature else {}
+    prompts = prompt_ids(tokenizer, questions, template)
+    answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, backend, **sampling)
+    pairs = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
+    replace_text(out, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    print(f"{len(pairs)} answers: {out}")
+
+
+def check_file(args):
+    """What can be wrong with --file is said before the model is loaded."""
+    file = Path(args.file)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{file}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+    except OSError as error:
+        raise SystemExit(f"{file}: {error.strerror}.") from None
+    if not text.strip():
+        raise SystemExit(f"{file}: no question in it; expected one a line.")
+    out = Path(args.out or file.with_name(file.name + ".answers.jsonl"))
+    if out.exists():
+        raise SystemExit(f"{out} exists and is kept. Name another file with --out.")
+
+
+def chat(model, tokenizer, template, args, backend):
+    print("Ask a question; exit or Ctrl-D ends, Ctrl-C stops an answer.")
+    while True:
+        try:
+            question = input("\n问题 > ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return print()
+        if question in ("exit", "quit"):
+            return
+        try:
+            if question:
+                stream(model, tokenizer, template, question, args, backend)
+        except KeyboardInterrupt:
+            print("\n(stopped)")
+
+
+def main(argv=None):
+    args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
+    if args.file:
+        check_file(args)
+    from transformers import set_seed
+
+    set_seed(args.seed)
+    adapter = Path(args.adapter) if args.adapter else latest_adapter()
+    saved = adapter / "prompt_template.txt"
+    template = saved.read_text(encoding="utf-8") if saved.exists() else TEMPLATE
+    model, tokenizer = load_adapter(adapter, model_args)
+    print(f"adapter: {adapter}")
+    if args.question:
+        stream(model, tokenizer, template, args.question, args, model_args.backend)
+    elif args.file:
+        answer_file(model, tokenizer, template, args, model_args.backend)
+    else:
+        chat(model, tokenizer, template, args, model_args.backend)
+
+
+if __name__ == "__main__":
+    main()
