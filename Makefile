@@ -4,6 +4,7 @@ TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */D
 
 .PHONY: demo test lint sync lock image bench venv
 .DELETE_ON_ERROR:
+export DOCKER_BUILDKIT=1
 
 venv: .venv/.ready  ## .venv with everything that a laptop needs
 .venv/.ready: requirements-cpu.txt tools/venv.sh

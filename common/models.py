@@ -35,10 +35,9 @@ def import_backend(backend: str) -> str:
     import torch
 
     cuda, installed = torch.cuda.is_available(), importlib.util.find_spec("unsloth") is not None
-    if backend == "unsloth" and not cuda:
-        raise SystemExit(f"--backend unsloth needs an NVIDIA GPU. {no_cuda()}")
-    if backend == "unsloth" and not installed:
-        raise SystemExit("--backend unsloth, but Unsloth is not installed: pip install -r requirements.txt")
+    if backend == "unsloth" and not (cuda and installed):
+        reason = no_cuda() if installed or not cuda else "Unsloth is not installed: see requirements.txt."
+        raise SystemExit(f"--backend unsloth needs an NVIDIA GPU and Unsloth. {reason}")
     if backend == "hf" or not (cuda and installed):
         return "hf"
     import unsloth  # noqa: F401
@@ -51,8 +50,8 @@ def no_cuda() -> str:
     import torch
 
     if torch.version.cuda is None:
-        return "This torch is a CPU build: install the requirements.txt of this folder, or run without a GPU (--demo)."
-    return f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees none: compare with `nvidia-smi`; the driver may be too old."
+        return "This torch is a CPU build: install this folder's requirements.txt, or run --demo."
+    return f"torch for CUDA {torch.version.cuda} sees none: `nvidia-smi` tells whether there is one and its driver."
 
 
 def has_bf16() -> bool:
@@ -74,12 +73,14 @@ def load_tokenizer(path: Path):
 
     tokenizer = AutoTokenizer.from_pretrained(str(path))
     if tokenizer.eos_token_id is None:
-        raise SystemExit(f"{path}: the tokenizer names no eos_token; answers could not end. Use the model's own tokenizer files.")
+        raise SystemExit(
+            f"{path}: the tokenizer names no eos_token, so no answer could end. Use the model's own files."
+        )
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        spare = [t for t in ("<|endoftext|>", "<|fim_pad|>", "<|vision_pad|>", "<pad>") if t in tokenizer.get_vocab()]
-        spare = [t for t in spare if t != tokenizer.eos_token]
+        known = set(tokenizer.get_vocab()) - {tokenizer.eos_token}
+        spare = [token for token in ("<|endoftext|>", "<|fim_pad|>", "<|vision_pad|>", "<pad>") if token in known]
         if not spare:
-            raise SystemExit(f"{path}: the tokenizer's pad token is its eos token, and it has no other special token to pad with.")
+            raise SystemExit(f"{path}: the tokenizer pads with its eos token and has no other special token for it.")
         tokenizer.pad_token = spare[0]
     return tokenizer
 
@@ -96,35 +97,32 @@ def find_model(model_args) -> Path:
 
 
 @functools.cache
-def choose_quantization(choice: str, path: Path, spare_gb: float = 5.0) -> bool:
-    """Whether to load in 4-bit. Stops where the weights cannot fit, before minutes go into loading them.
-
-    spare_gb: what training needs beside the weights (7B, LoRA r16, 2 x 512 tokens with checkpointing: about 4 GB).
-    """
+def choose_quantization(choice: str, path: Path) -> bool:
+    """Whether to load in 4-bit. Stops where the weights cannot fit, before minutes go into loading them."""
     import torch
 
     size = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e9
     if not size:
-        raise SystemExit(f"{path} holds no *.safetensors. Pickled weights (*.bin) can run code and are not loaded: convert them first.")
+        raise SystemExit(f"{path} holds no *.safetensors; pickled weights (*.bin) can run code and are not loaded.")
     if not torch.cuda.is_available():
         import psutil
 
-        free = psutil.virtual_memory().available / 1e9
-        if size * 1.2 > free:
-            raise SystemExit(f"{path.name} has {size:.1f} GB of weights, this machine {free:.1f} GB of free memory and no GPU. {no_cuda()}")
-        return False
-    config = json.loads((path / "config.json").read_text())
-    if "quantization_config" in config:
-        return True  # published in 4-bit already
-    free = torch.cuda.mem_get_info()[0] / 1e9
-    spare_gb = min(spare_gb, size)  # small models need little beside their weights
-    needs = {"none": size + spare_gb, "4bit": 0.35 * size + spare_gb}
+        free, needs = psutil.virtual_memory().available / 1e9, {"none": 1.2 * size}
+        choice = "none"
+    else:
+        # Beside the weights, 2 rows of 512 tokens with checkpointing take about 4 GB in 16 bit at 7B, 1.5 GB in 4 bit.
+        free, needs = (
+            torch.cuda.mem_get_info()[0] / 1e9,
+            {"none": size + min(4, size), "4bit": 0.37 * size + min(1.5, size)},
+        )
     if choice == "auto":
         choice = "none" if needs["none"] < free else "4bit"
-        print(f"quantization: {choice} ({path.name} needs about {needs['none']:.0f} GB in 16 bit, {free:.0f} GB are free)")
+        print(f"quantization {choice}: 16-bit weights take about {needs['none']:.0f} GB, {free:.0f} GB are free")
     if needs[choice] > free:
-        advice = "--quantization 4bit" if choice == "none" else "a smaller model, e.g. --model Qwen/Qwen2.5-1.5B-Instruct"
-        raise SystemExit(f"{path.name} needs about {needs[choice]:.0f} GB of GPU memory, {free:.0f} GB are free. Try {advice}.")
+        raise SystemExit(
+            f"{path.name} needs about {needs[choice]:.0f} GB of memory, {free:.0f} GB are free. "
+            + ("Try --quantization 4bit." if "4bit" in needs and choice == "none" else "Try a smaller --model.")
+        )
     return choice == "4bit"
 
 
@@ -135,16 +133,15 @@ def load_base(path: Path, backend: str, four_bit: bool, dtype, max_length: int):
     if import_backend(backend) == "unsloth":
         from unsloth import FastLanguageModel
 
-        return FastLanguageModel.from_pretrained(str(path), max_seq_length=max_length, dtype=dtype, load_in_4bit=four_bit)[0]
+        options = dict(max_seq_length=max_length, dtype=dtype, load_in_4bit=four_bit)
+        return FastLanguageModel.from_pretrained(str(path), **options)[0]
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+    nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     return AutoModelForCausalLM.from_pretrained(
         str(path),
         dtype=dtype,
-        quantization_config=nf4 if four_bit else None,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if four_bit else None,
         device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
         use_safetensors=True,
     )
@@ -158,7 +155,7 @@ def load_model(model_args, config):
     import torch
     from transformers import set_seed
 
-    path = resolve_model(model_args.model)
+    path = find_model(model_args)
     four_bit = choose_quantization(model_args.quantization, path)
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
     model = load_base(path, model_args.backend, four_bit, dtype, config.max_length)
@@ -173,15 +170,14 @@ def load_model(model_args, config):
     if import_backend(model_args.backend) == "unsloth":
         from unsloth import FastLanguageModel
 
-        checkpointing = "unsloth" if config.gradient_checkpointing else False
-        model = FastLanguageModel.get_peft_model(
-            model, **lora, use_gradient_checkpointing=checkpointing, random_state=config.seed
-        )
+        lora |= dict(use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False)
+        model = FastLanguageModel.get_peft_model(model, **lora, random_state=config.seed)
     else:
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     trained, total = model.get_nb_trainable_parameters()
+    print(f"backend {import_backend(model_args.backend)}, {'4-bit' if four_bit else dtype} weights")
     print(f"LoRA r{model_args.lora_r}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
     return model
 
@@ -196,11 +192,11 @@ def load_adapter(adapter: Path, model_args, max_length: int = 2048):
 
     adapter = Path(adapter)
     if not (adapter / "adapter_config.json").is_file():
-        raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named at its end.")
+        raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
     saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     path = resolve_model(model_args.model or saved["base_model_name_or_path"])
     tokenizer = load_tokenizer(adapter)
-    four_bit = choose_quantization(model_args.quantization, path, spare_gb=2.0)
+    four_bit = choose_quantization(model_args.quantization, path)
     half = torch.float16 if torch.cuda.is_available() else torch.float32
     dtype = torch.bfloat16 if has_bf16() else half
     model = load_base(path, model_args.backend, four_bit, dtype, max_length)
@@ -210,15 +206,13 @@ def load_adapter(adapter: Path, model_args, max_length: int = 2048):
 @contextlib.contextmanager
 def inference(model, backend: str = "auto"):
     """Switch a model to generation and back; Unsloth swaps kernels for it, the others only leave training mode."""
-    training = model.training
-    if import_backend(backend) == "unsloth":
+    training, unsloth = model.training, import_backend(backend) == "unsloth"
+    if unsloth:
         from unsloth import FastLanguageModel
 
         FastLanguageModel.for_inference(model)
-        yield
+    model.eval()
+    yield
+    if unsloth and training:
         FastLanguageModel.for_training(model)
-        model.train(training)
-    else:
-        model.eval()
-        yield
-        model.train(training)
+    model.train(training)

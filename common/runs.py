@@ -1,24 +1,24 @@
 """One folder a run: what was asked, what happened, what came out. Resumes what was cut off, never deletes results.
 
-    OUTPUT_DIR/<task>/<time>/run.json       arguments, versions, GPU, git revision, data digest, seconds, tokens, peak GB
-                             metrics.jsonl  every logged number, a line a log
-                             loss.png       training and held-out loss
-                             checkpoint-N/  the newest three and the best
-                             the adapter and its tokenizer
+OUTPUT_DIR/<task>/<time>/run.json       arguments, versions, GPU, git revision, data digest, seconds, tokens, peak GB
+                         metrics.jsonl  every logged number, a line a log
+                         loss.png       training and held-out loss
+                         checkpoint-N/  the newest three and the best
+                         the adapter and its tokenizer
 """
 
 import fcntl
 import hashlib
-import importlib.metadata
+import importlib.util
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from common.paths import TASK_DIR, check_disk, output_dir
@@ -51,8 +51,8 @@ class Run:
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "data_sha256": data,
             "device": device_name(),
-            "versions": _versions(),
-            "code": _code_version(),
+            "versions": {name: version(name) for name in LIBRARIES if importlib.util.find_spec(name)},
+            "git": _git_revision(),
             "arguments": arguments,
         }
         self.signal, self.training, self.lock = None, False, None
@@ -70,18 +70,19 @@ class Run:
             old = read_record(folder)
             if old.get("identity") != self.record["identity"] or old.get("status") == "finished":
                 continue
-            complete = [checkpoint for checkpoint in checkpoints(folder) if _is_complete(checkpoint)]
+            # The trainer writes this file last: where it can be read, the checkpoint was not cut off.
+            complete = [each for each in checkpoints(folder) if read_record(each, "trainer_state.json")]
             if complete and self._lock(folder):
                 return folder, complete[-1]
         return None
 
     def _lock(self, folder):
-        self.lock = open(folder / ".lock", "w")
+        self.lock = open(folder / ".lock", "w")  # noqa: SIM115 (held for the whole run)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it however the process ends
+            return True
         except OSError:
             return False
-        return True
 
     def _print_plan(self):
         epochs = self.steps * self.rows_a_step / self.rows
@@ -90,7 +91,9 @@ class Run:
             f"steps of {self.rows_a_step} rows = {epochs:.2g} epochs, about {self.tokens * epochs:,.0f} tokens\nrun:  {self.folder}"
         )
         if self.steps > 10_000:
-            print(f"      {self.steps:,} steps are days on any card. --max_steps 2000 makes it {2000 * self.rows_a_step:,} rows.")
+            print(
+                f"      {self.steps:,} steps are days on any card. --max_steps 2000: {2000 * self.rows_a_step:,} rows"
+            )
         if self.checkpoint:
             print(f"      an unfinished run with these arguments and this data goes on from {self.checkpoint.name}")
 
@@ -99,12 +102,12 @@ class Run:
         if not self.checkpoint:
             self._lock(self.folder)
         self.started = time.time()
-        self.old_handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
         self.note(status="unfinished")
         return self
 
     def __exit__(self, kind, error, trace):
-        for number, handler in self.old_handlers.items():
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if kind is not None:
             self.note(stopped_by=f"{kind.__name__}: {error}"[:500])
@@ -115,7 +118,7 @@ class Run:
         if not self.training or self.signal:
             raise SystemExit(128 + number)
         self.signal = number
-        print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step; the same command goes on from it.")
+        os.write(2, b"\nstopping: a checkpoint is saved after this step; the same command goes on from it\n")
 
     def note(self, **facts):
         """Add facts to run.json."""
@@ -128,7 +131,9 @@ class Run:
 
         seen = count_tokens(trainer.train_dataset)
         if seen != self.tokens:
-            raise SystemExit(f"the trainer would see {seen:,} tokens instead of {self.tokens:,}: it cuts rows at another length than --max_length.")
+            raise SystemExit(
+                f"the trainer sees {seen:,} tokens instead of {self.tokens:,}: it cuts rows at another length."
+            )
         for parameter in trainer.model.parameters():
             # 16-bit adapters lose small updates, and TRL's bf16 adapters cannot be scaled for fp16 on a T4.
             if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
@@ -143,25 +148,21 @@ class Run:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         except torch.cuda.OutOfMemoryError as error:
             raise SystemExit(
-                f"out of GPU memory: {str(error).splitlines()[0]}\nIn this order: --per_device_train_batch_size 1 "
-                "--gradient_accumulation_steps 8 (the same updates); --quantization 4bit; a smaller --max_length; a smaller --model."
+                f"{str(error).splitlines()[0]}\nTry, in this order: --per_device_train_batch_size 1 with "
+                f"--gradient_accumulation_steps {self.rows_a_step} (the same updates); --quantization 4bit; "
+                "a smaller --max_length; a smaller --model."
             ) from None
         except Exception as error:
             if "No space left" not in str(error):
                 raise
             raise SystemExit(
-                f"the disk of {self.folder} is full. Free some space and give the same command: it goes on from the last complete checkpoint."
+                f"{self.folder}: the disk is full. Free some space; the same command goes on from the last checkpoint."
             ) from None
         finally:
             self.training = False
         seconds, steps = time.time() - began, trainer.state.global_step - start
-        self.note(
-            seconds=round(seconds, 1),
-            steps=trainer.state.global_step,
-            seconds_a_step=round(seconds / max(steps, 1), 3),
-            tokens_a_second=round(self.tokens / self.rows * self.rows_a_step * steps / seconds),
-            **peak_memory(),
-        )
+        tokens = round(self.tokens / self.rows * self.rows_a_step * steps)  # padding is not counted
+        self.note(steps=trainer.state.global_step, seconds=round(seconds, 1), tokens=tokens, **peak_memory())
         self.plot()
         if self.signal:
             raise SystemExit(128 + self.signal)
@@ -189,8 +190,9 @@ class Run:
                 if len(times) == 20:
                     step = (times[-1] - times[0]) / 19  # the first step compiles and warms up
                     left = step * (run.steps - state.global_step)
-                    price = f", about {left / 3600 * run.price:.2f} at {run.price} an hour" if run.price else ""
-                    tqdm.write(f"{step:.2f} s a step: the remaining {run.steps - state.global_step:,} take {_duration(left)}{price}")
+                    price = f", {left / 3600 * run.price:.2f} at {run.price} an hour" if run.price else ""
+                    hours = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.1f} minutes"
+                    tqdm.write(f"{step:.2f} s a step: the rest takes about {hours}{price}")
                 if run.signal:
                     control.should_save = control.should_training_stop = True
 
@@ -213,10 +215,10 @@ class Run:
         file = self.folder / "metrics.jsonl"
         logs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        for key in sorted({key for log in logs for key in log if key == "loss" or key.endswith("_loss") and key != "train_loss"}):
+        for key, label, marker in (("loss", "training", None), ("eval_loss", "held out", "o")):
             points = [(log["step"], log[key]) for log in logs if key in log]
-            label = "training" if key == "loss" else f"held out ({key})"
-            axes.plot(*zip(*points, strict=True), marker="o" if key != "loss" else None, markersize=4, label=label)
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label)
         axes.set(xlabel="optimizer step", ylabel="cross-entropy a token", title=f"{TASK_DIR.name}: {self.folder.name}")
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -232,11 +234,12 @@ class Run:
         tokenizer.save_pretrained(made)
         (made / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         settings = json.loads((made / "adapter_config.json").read_text())
-        settings["base_model_name_or_path"] = self.model  # as it was asked for: this machine's path means nothing elsewhere
+        settings["base_model_name_or_path"] = self.model  # as asked for: a path here means nothing elsewhere
         write_json(made / "adapter_config.json", settings)
         for name, text in texts.items():
             (made / f"{name}.txt").write_text(text, encoding="utf-8")
         for file in made.iterdir():
+            file.chmod(0o644)  # safetensors writes 0600, and a container runs as another user
             os.replace(file, self.folder / file.name)
         made.rmdir()
         self.note(status="finished")
@@ -245,17 +248,17 @@ class Run:
 
 def latest_adapter(task: str = TASK_DIR.name) -> Path:
     """The newest run of this task that was finished."""
-    folders = [folder for folder in sorted(output_dir(task).glob("*")) if read_record(folder).get("status") == "finished"]
-    if not folders:
+    finished = [run for run in sorted(output_dir(task).glob("*")) if read_record(run).get("status") == "finished"]
+    if not finished:
         raise SystemExit(f"no finished run in {output_dir(task)}: run train.py first, or name a folder with --adapter.")
-    return folders[-1]
+    return finished[-1]
 
 
 def count_tokens(dataset) -> int:
     """Tokens in a tokenized dataset."""
-    import pyarrow.compute as pc
-
-    return sum(pc.sum(pc.list_value_length(table["input_ids"])).as_py() for table in dataset.with_format("arrow").iter(50_000))
+    return sum(
+        len(table["input_ids"].combine_chunks().flatten()) for table in dataset.with_format("arrow").iter(50_000)
+    )
 
 
 def digest(dataset) -> str:
@@ -275,21 +278,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
-def _is_complete(checkpoint):
-    """trainer_state.json is written last, so a checkpoint whose state can be read was not cut off."""
-    return bool(_read_json(checkpoint / "trainer_state.json")) and (checkpoint / "optimizer.pt").exists()
-
-
-def _read_json(file):
+def read_record(folder: Path, name: str = "run.json") -> dict:
+    """run.json of a folder; empty if it has none that can be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def read_record(folder: Path) -> dict:
-    """run.json of a folder; empty if it has none."""
-    return _read_json(folder / "run.json")
 
 
 def write_json(file: Path, content):
@@ -314,9 +308,10 @@ def device_name() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / 1e9:.0f} GB"
-    features = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(name)]
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads, {' '.join(features)}"
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    cpu = torch.cpu.get_capabilities()
+    features = " ".join(name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if cpu.get(name))
+    return f"{cpu.get('cpu_name', 'CPU')} ({features}), {torch.get_num_threads()} threads"
 
 
 def peak_memory() -> dict:
@@ -332,29 +327,8 @@ def peak_memory() -> dict:
     return {"peak_gb_process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)}
 
 
-def _versions():
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _code_version():
-    """The git revision, or, in a copied folder, a hash of its source files."""
-    git = ["git", "-C", str(TASK_DIR)]
-    try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True).stdout.strip()
-        return f"git {revision}{' with changes' if changed else ''}"
-    except (OSError, subprocess.CalledProcessError):
-        state = hashlib.sha256()
-        for file in sorted(TASK_DIR.rglob("*.py")):
-            state.update(file.read_bytes())
-        return f"sha256 {state.hexdigest()}"
-
-
-def _duration(seconds):
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
+def _git_revision():
+    if not shutil.which("git"):
+        return None
+    git = ["git", "-C", str(TASK_DIR), "describe", "--always", "--dirty", "--abbrev=40"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None

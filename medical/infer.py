@@ -15,7 +15,7 @@ from pathlib import Path
 from common.cli import arg, parse
 from common.evaluation import generate
 from common.models import ModelArgs, inference, load_adapter
-from common.runs import latest_adapter, read_record, replace_text
+from common.runs import latest_adapter, replace_text
 from train import TEMPLATE, prompt_ids
 
 DEFAULTS = dict(

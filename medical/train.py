@@ -81,7 +81,9 @@ TEMPLATE = """你是一个专业的医疗助手。请根据患者的问题提供
 
 @dataclass
 class Args:
-    data: str | None = arg(None, "folder of <department>/*.csv files (default: MEDICAL_DATA_DIR, else DATA_DIR/medical)")
+    data: str | None = arg(
+        None, "folder of <department>/*.csv files (default: MEDICAL_DATA_DIR, else DATA_DIR/medical)"
+    )
     max_chars: int = arg(200, "longest question and longest answer kept, in characters")
     eval_rows: int = arg(500, "rows held out, by question")
     loss_on: Literal["answer", "all"] = arg("answer", "all: the loss counts the prompt, too (the course's way)")

@@ -12,7 +12,9 @@ NOTICE = "# Generated from common/{name}: edit that file, then run `make sync`.\
 
 
 def main(check):
-    sources = {file.name: NOTICE.format(name=file.name) + file.read_text("utf-8") for file in (ROOT / "common").glob("*.py")}
+    sources = {
+        file.name: NOTICE.format(name=file.name) + file.read_text("utf-8") for file in (ROOT / "common").glob("*.py")
+    }
     stale = []
     for task in sorted(file.parent for file in ROOT.glob("*/Dockerfile") if file.parent.name != "docker"):
         copy = task / "common"

@@ -14,7 +14,6 @@ Without them the root is /root/autodl-tmp where that exists (AutoDL's large disk
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 TASK_DIR = Path(__file__).resolve().parents[1]  # the folder that holds this copy of common/
@@ -43,7 +42,7 @@ def load_env():
 
 
 def _root() -> Path:
-    return AUTODL if AUTODL.is_dir() else Path.cwd()
+    return AUTODL if os.path.isdir(AUTODL) else Path.cwd()  # is_dir() raises where /root is closed to us
 
 
 def models_dir() -> Path:
@@ -68,12 +67,12 @@ def check_disk(folder: Path, need_bytes: int, what: str):
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise SystemExit(f"cannot write to {folder}: {error.strerror}. Set OUTPUT_DIR (or MODELS_DIR) to a folder that can be written.")
+        raise SystemExit(f"cannot write to {folder}: {error.strerror}. Name another with OUTPUT_DIR.") from None
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise SystemExit(
-            f"not enough disk space for {what}: {folder} has {free / 1e9:.1f} GB free, about {need_bytes / 1e9:.1f} GB are needed. "
-            "Free some space, or point OUTPUT_DIR, MODELS_DIR and HF_HOME to a larger disk."
+            f"not enough disk space for {what}: {folder} has {free / 1e9:.1f} GB free, about {need_bytes / 1e9:.1f} GB "
+            "are needed. Free some, or point OUTPUT_DIR, MODELS_DIR and HF_HOME to a larger disk."
         )
 
 
@@ -84,8 +83,8 @@ def resolve_model(name: str) -> Path:
     Raises SystemExit with every place tried and the one command that fixes it.
     """
     root = models_dir()
-    # ModelScope cannot have a dot in a folder's name and writes three underscores.
-    places = [Path(name).expanduser(), root / name, root / name.replace(".", "___"), root / "models" / name.replace(".", "___")]
+    modelscope = name.replace(".", "___")  # how its downloader spells a dot
+    places = [Path(name).expanduser(), root / name, root / modelscope, root / "models" / modelscope]
     for place in places:
         if (place / "config.json").is_file():
             return place
@@ -111,10 +110,7 @@ def resolve_model(name: str) -> Path:
             tried.append(f"the hub {source}: {' '.join(str(error).split())[:200] or type(error).__name__}")
     else:
         tried.append(f"no hub: {name!r} is not of the form <org>/<name>")
-    target = root / name
-    other = (
-        f"hf download {name} --local-dir {target}"
-        if source == "modelscope"
-        else f"pip install modelscope && modelscope download --model {name} --local_dir {target}"
-    )
-    raise SystemExit(f"model {name!r} was not found. Tried:\n  " + "\n  ".join(tried) + f"\nTo get it: {other}")
+    fix = f"pip install modelscope && modelscope download --model {name} --local_dir {root / name}"
+    if source == "modelscope":
+        fix = f"hf download {name} --local-dir {root / name}"
+    raise SystemExit(f"model {name!r} was not found. Tried:\n  " + "\n  ".join(tried) + f"\nTo get it: {fix}")

@@ -1,0 +1,187 @@
+"""Paths, models and the record of a run."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from common import evaluation, models, paths, runs
+
+
+def dataset(*rows):
+    from datasets import Dataset
+
+    return Dataset.from_dict({"input_ids": list(rows), "labels": [[-100] + row[1:] for row in rows]})
+
+
+def test_env_file_fills_what_the_environment_leaves_open(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("# a comment\nDATA_DIR=/from/file\nOUTPUT_DIR=/from/file\nMODELS_DIR=\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATA_DIR", "MODELS_DIR", "MEDICAL_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OUTPUT_DIR", "/from/environment")
+    paths.load_env()
+    assert paths.data_dir("medical") == Path("/from/file/medical")
+    assert paths.output_dir("medical") == Path("/from/environment/medical")
+    root = paths.AUTODL if paths.AUTODL.is_dir() else tmp_path
+    assert paths.models_dir() == root / "models"  # NAME= is not set, not the working folder
+    monkeypatch.setenv("MEDICAL_DATA_DIR", "/own")
+    assert paths.data_dir("medical") == Path("/own")
+
+
+@pytest.mark.parametrize("place", ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2___5-7B-Instruct"])
+def test_a_model_is_found_in_either_spelling(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "config.json").write_text("{}")
+    assert paths.resolve_model("Qwen/Qwen2.5-7B-Instruct") == tmp_path / place
+    assert paths.resolve_model(str(tmp_path / place)) == tmp_path / place
+
+
+def test_an_adapter_is_not_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="is a LoRA adapter, not a model"):
+        paths.resolve_model(str(tmp_path))
+
+
+def test_a_full_or_closed_disk_is_said_first(tmp_path, monkeypatch):
+    with pytest.raises(
+        SystemExit, match=r"not enough disk space for checkpoints: .* GB free, about 1e\+06|1000000.0 GB"
+    ):
+        paths.check_disk(tmp_path, 10**15, "checkpoints")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="cannot write to"):
+        paths.check_disk(tmp_path / "file" / "folder", 1, "checkpoints")
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 100)
+    with pytest.raises(SystemExit, match=r"holds no \*\.safetensors"):
+        models.choose_quantization("none", tmp_path)
+
+
+def test_demo_model_ids_and_end(demo_model):
+    from transformers import AutoModelForCausalLM
+
+    from common.demo_model import _check
+
+    tokenizer = models.load_tokenizer(demo_model)
+    _check(AutoModelForCausalLM.from_pretrained(demo_model), tokenizer)  # probe ids, round trips, stops at eos
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_pad_is_never_eos(demo_model, tmp_path):
+    for file in demo_model.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": settings["eos_token"]}))
+    assert models.load_tokenizer(tmp_path).pad_token == "<|endoftext|>"
+
+
+def test_digest_sees_every_value_and_where_rows_end():
+    one = runs.digest(dataset([1, 2, 3], [4, 5]))
+    assert one == runs.digest(dataset([1, 2, 3], [4, 5]))
+    others = [dataset([1, 2, 3], [4, 6]), dataset([1, 2], [3, 4, 5]), dataset([4, 5], [1, 2, 3]), dataset([1, 2, 3])]
+    assert len({one, *map(runs.digest, others)}) == 5
+    assert runs.digest(dataset([0, 0], [1, 2, 3], [4, 5]).select([1, 2])) == one  # a view digests as what it shows
+
+
+def config(tmp_path, **more):
+    from trl import SFTConfig
+
+    return SFTConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, report_to=[], **more)
+
+
+ARGS, MODEL = SimpleNamespace(price_per_hour=None), SimpleNamespace(model="tiny")
+
+
+def unfinished(tmp_path, steps, **more):
+    """A run that stopped after saving at `steps`; the last checkpoint was cut off while it was written."""
+    rows = dataset([1, 2, 3], [4, 5])
+    with runs.Run(config(tmp_path, **more), ARGS, MODEL, rows) as run:
+        for step in steps:
+            folder = run.folder / f"checkpoint-{step}"
+            folder.mkdir()
+            (folder / "optimizer.pt").touch()
+            (folder / "trainer_state.json").write_text('{"a": 1}' if step != steps[-1] else '{"a"')
+    return rows, run.folder
+
+
+def test_only_an_unfinished_run_with_equal_arguments_and_data_is_resumed(tmp_path):
+    rows, folder = unfinished(tmp_path, [5, 10, 15])
+    again = runs.Run(config(tmp_path), ARGS, MODEL, rows)
+    assert (again.folder, again.checkpoint.name) == (folder, "checkpoint-10")  # 15 was cut off
+    again.lock.close()
+    dearer = runs.Run(config(tmp_path), SimpleNamespace(price_per_hour=3.0), MODEL, rows)
+    assert dearer.checkpoint  # a price changes nothing that is computed
+    busy = runs.Run(config(tmp_path), ARGS, MODEL, rows)
+    assert busy.folder.name == "run-2" and not busy.checkpoint  # the other still holds the lock
+    dearer.lock.close()
+    other_arguments = runs.Run(config(tmp_path, learning_rate=0.5), ARGS, MODEL, rows)
+    other_data = runs.Run(config(tmp_path), ARGS, MODEL, dataset([1, 2, 3], [4, 9]))
+    assert [run.checkpoint for run in (other_arguments, other_data)] == [None, None]
+    runs.write_json(folder / "run.json", runs.read_record(folder) | {"status": "finished"})
+    assert runs.Run(config(tmp_path), ARGS, MODEL, rows).checkpoint is None
+
+
+def test_three_newest_checkpoints_and_the_best_are_kept(tmp_path):
+    _, folder = unfinished(tmp_path, [1, 2, 3, 4, 5, 6])
+    run = SimpleNamespace(folder=folder, plot=lambda: None)
+    recorder = runs.Run._recorder(run)
+    recorder.on_save(None, SimpleNamespace(best_model_checkpoint=str(folder / "checkpoint-2")), None)
+    assert [checkpoint.name[11:] for checkpoint in runs.checkpoints(folder)] == ["2", "4", "5", "6"]
+
+
+def test_the_plan_is_said_with_its_cost(tmp_path, capsys):
+    runs.Run(
+        config(tmp_path, per_device_train_batch_size=2, num_train_epochs=20_000),
+        ARGS,
+        MODEL,
+        dataset([1, 2, 3], [4, 5]),
+    )
+    said = capsys.readouterr().out
+    assert "2 rows, 5 tokens (2 a row); 20,000 optimizer steps of 2 rows" in said
+    assert "days on any card. --max_steps 2000 makes it 4,000 rows" in said
+
+
+def test_heldout_loss_is_token_weighted_and_sees_only_labels(tiny_model):
+    """Against the definition: -log p of each labelled token, one row at a time, no padding."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    rows = dataset([5, 6, 7, 8, 9], [10, 11], [12, 13, 14])
+    total, count = 0.0, 0
+    for row in rows:
+        logs = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        for position, label in enumerate(row["labels"][1:]):
+            total, count = total - logs[position, label].item(), count + 1
+    measured = evaluation.heldout_loss(model, rows, pad_token_id=0, batch_size=2)
+    assert (measured["tokens"], measured["rows"]) == (count, 3) == (7, 3)
+    assert measured["loss"] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_batched_answers_equal_single_ones(demo_model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = models.load_tokenizer(demo_model)
+    model = AutoModelForCausalLM.from_pretrained(demo_model, dtype=torch.float32)
+    prompts = [tokenizer(text).input_ids for text in ("The capital of France is", "One, two, three, four,", "Water")]
+    batched = evaluation.generate(model, tokenizer, prompts, max_new_tokens=8)
+    single = [evaluation.generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert batched == single and "Paris" in batched[0] and "five" in batched[1]
+
+
+def test_copies_of_common_are_the_same():
+    import subprocess
+    import sys
+
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, root / "tools" / "sync_common.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert sum(len(file.read_text("utf-8").splitlines()) for file in (root / "common").glob("*.py")) <= 950
