@@ -13,6 +13,7 @@ What touches every row is done by Arrow on whole columns. Python loops run over 
 """
 
 import argparse
+import codecs
 import csv
 import json
 import os
@@ -20,6 +21,7 @@ import re
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 # A column is known by any of these names, in any case; where a file has two of them, the one listed first counts.
@@ -71,9 +73,27 @@ def read_folder(folder, max_chars=200, progress=True):
     file, line and column].
     Raises SystemExit where the folder is missing, holds no .csv file, or has no usable row.
     """
-    table, reports = scan_folder(folder, max_chars, progress)
-    if not table.num_rows:
-        raise SystemExit(f"{format_reports(reports)}\n{nothing_usable(folder, reports, max_chars)}")
+    import numpy as np
+    import pyarrow as pa
+    from tqdm import tqdm
+
+    root, paths = find_csv_files(folder)
+    # Threads, not processes: Arrow works outside the interpreter's lock and nothing has to be pickled. Decoding holds
+    # the lock, so more than four would mostly wait, each with a file in memory.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        results = pool.map(lambda path: read_file(path, root, max_chars), paths)
+        results = list(tqdm(results, "reading", len(paths), unit="file", disable=None if progress else True))
+        parts, reports = map(list, zip(*results, strict=True))
+        keep = first_of_each(pa.concat_tables(parts))
+        masks = np.split(keep, np.cumsum([len(part) for part in parts])[:-1])
+        parts = list(pool.map(lambda part, mask: part.select(OUTPUT).filter(pa.array(mask)), parts, masks))
+    for report, part, mask in zip(reports, parts, masks, strict=True):
+        report["kept"] = len(part)
+        if len(mask) > len(part):
+            report["dropped"][DUPLICATE] = len(mask) - len(part)
+    table = pa.concat_tables(parts)
+    if not len(table):
+        raise SystemExit(f"{format_reports(reports)}\n{folder}: no usable row (--max_chars {max_chars}).")
     return table, reports
 
 
@@ -87,13 +107,13 @@ def split_by_question(table, eval_rows, seed):
     import numpy as np
     import pyarrow as pa
 
-    if not 0 < eval_rows < table.num_rows:
-        raise SystemExit(f"{eval_rows} rows for evaluation out of {table.num_rows}: leave at least one on each side.")
+    if not 0 < eval_rows < len(table):
+        raise SystemExit(f"{eval_rows} rows for evaluation out of {len(table)}: leave at least one on each side.")
     _, first, question, repeats = np.unique(
-        text_keys(table["question"]), return_index=True, return_inverse=True, return_counts=True
+        text_keys(normalise(table["question"])), return_index=True, return_inverse=True, return_counts=True
     )
     chosen, missing = [], eval_rows
-    # In the order of their first rows before they are shuffled, because the keys differ from process to process.
+    # Ordered by their first rows before they are shuffled, because the keys differ from process to process.
     for group in np.random.default_rng(seed).permutation(np.argsort(first)):
         if repeats[group] <= missing:
             chosen.append(group)
@@ -104,36 +124,6 @@ def split_by_question(table, eval_rows, seed):
         raise SystemExit(f"every question has more than {eval_rows} rows, so none can be held out: ask for more rows.")
     held_out = np.isin(question, chosen)
     return table.filter(pa.array(~held_out)), table.filter(pa.array(held_out))
-
-
-def scan_folder(folder, max_chars, progress):
-    """read_folder for somebody who wants the reports even where the table is empty."""
-    import numpy as np
-    import pyarrow as pa
-    from tqdm import tqdm
-
-    root, paths = find_csv_files(folder)
-    # Threads, not processes: Arrow works outside the interpreter's lock and nothing has to be pickled. Decoding holds
-    # the lock, so more than four would mostly wait, each with a file in memory.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        results = pool.map(lambda path: read_file(path, root, max_chars), paths)
-        results = list(tqdm(results, "reading", len(paths), unit="file", disable=None if progress else True))
-    parts, reports = map(list, zip(*results, strict=True))
-    del results
-
-    whole = pa.concat_tables(parts)
-    keep = first_of_each(whole["key"], whole["answer"])
-    del whole
-    tables, end = [], 0
-    for report in reports:
-        part = parts.pop(0)  # so that each file's rows are freed when its copy is made
-        kept = keep[end : end + part.num_rows]
-        end += part.num_rows
-        tables.append(part.select(OUTPUT).filter(pa.array(kept)))
-        report["kept"] = tables[-1].num_rows
-        if repeats := np.count_nonzero(~kept):
-            report["dropped"][DUPLICATE] = repeats
-    return pa.concat_tables(tables), reports
 
 
 def find_csv_files(folder):
@@ -157,25 +147,19 @@ def read_file(path, root, max_chars):
     import pyarrow.compute as pc
 
     name = path.relative_to(root).as_posix()
-    report = dict(file=name, encoding="-", rows=0, kept=0, dropped={}, problems=[])
+    report = dict(file=name, encoding="-", rows=0, kept=0, dropped=Counter(), problems=[])
     parts = [pa.schema([*((column, pa.string()) for column in OUTPUT), ("key", pa.int64())]).empty_table()]
 
     def unusable(why):
         report["problems"].append(f"{name}: {why}")
         return parts[0], report
 
-    def drop(reason, rows, describe):
-        if rows:
-            report["dropped"][reason] = len(rows)
-            report["problems"] += [f"{name}: {describe(*row)}; row dropped" for row in rows[:EXAMPLES]]
-        if len(rows) > EXAMPLES:
-            report["problems"].append(f"{name}: {len(rows) - EXAMPLES} more rows dropped: {reason}")
-
     with open(path, "rb") as file:
         head = file.read(4096)
     if head.startswith(WORKBOOKS):
         return unusable("an Excel workbook, not CSV. Open it and save it as 'CSV UTF-8'.")
-    report["encoding"], body, damaged = read_as_utf8(path, head)
+    encoding, body, damaged = read_as_utf8(path, head)
+    report["encoding"] = encoding
     header, first_line = cut_header(body)
     columns = find_columns(header)
     for needed in ("question", "answer"):
@@ -184,44 +168,41 @@ def read_file(path, root, max_chars):
             return unusable(f"no {needed} column ({', '.join(COLUMNS[needed])}). Columns found: {found}")
 
     sound, unclosed, inside = cut_unclosed_quotes(body, len(header))
-    misfits, undecodable = [], []
+    misfits, damages = [], []
     try:
         for batch in parse(sound, len(header), range(len(header)) if damaged else columns.values(), misfits):
             table = pa.Table.from_batches([batch])
             if damaged:
                 hits = np.stack([pc.match_substring_regex(column, DAMAGE).to_numpy() for column in table.columns])
-                undecodable += [
-                    (report["rows"] + row, hits[:, row].argmax()) for row in np.flatnonzero(hits.any(axis=0))
-                ]
+                damages += [(report["rows"] + row, hits[:, row].argmax()) for row in np.flatnonzero(hits.any(axis=0))]
                 table = table.filter(pa.array(~hits.any(axis=0)))
+            report["rows"] += len(batch)
             parts.append(prepare(table, columns, path.absolute().parent.name, max_chars, report["dropped"]))
-            report["rows"] += batch.num_rows
     except pa.ArrowInvalid as error:
         return unusable(f"can't be read as CSV: {error}")
     report["rows"] += len(misfits) + len(unclosed)
     if not report["rows"]:
         return unusable("a header and no rows.")
 
-    if misfits or undecodable:
-        lines = record_lines(body, inside) + first_line
-        sound_lines = np.delete(lines, [row for row, _ in misfits])
-    where = "line {}, column {}: {}".format
-    drop(MISFIT, misfits, lambda row, width: f"line {lines[row]}: {width} columns where the header has {len(header)}")
-    drop(
-        UNCLOSED,
-        unclosed,
-        lambda line, column: where(line + first_line, header[column], "a quote opens here and is not closed"),
-    )
-    drop(
-        UNDECODABLE,
-        undecodable,
-        lambda row, column: where(sound_lines[row], header[column], f"bytes that are not {report['encoding']}"),
-    )
+    lines = first_line + record_lines(body, inside) if misfits or damages else np.zeros(0, int)
+    fitting = np.delete(lines, [row for row, _ in misfits])
+    width = len(header)
+    for reason, found in {
+        MISFIT: [f"line {lines[row]}: {count} columns where the header has {width}" for row, count in misfits],
+        UNCLOSED: [
+            f"line {first_line + at}, column {header[column]}: a quote is opened here" for at, column in unclosed
+        ],
+        UNDECODABLE: [f"line {fitting[row]}, column {header[column]}: not {encoding}" for row, column in damages],
+    }.items():
+        report["dropped"][reason] += len(found)
+        report["problems"] += [f"{name}: {where}; row dropped: {reason}" for where in found[:EXAMPLES]]
+        if len(found) > EXAMPLES:
+            report["problems"].append(f"{name}: {len(found) - EXAMPLES:,} more rows dropped: {reason}")
     return pa.concat_tables(parts), report
 
 
 def prepare(table, columns, folder, max_chars, dropped):
-    """Parsed rows -> the table of OUTPUT and key of those that pass the filters; adds the others to `dropped`."""
+    """Parsed rows -> the table of OUTPUT and key of those that pass the filters; counts the others in `dropped`."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -230,21 +211,20 @@ def prepare(table, columns, folder, max_chars, dropped):
     if "title" in text:  # who had nothing to add to the title wrote 无, "none"
         untold = pc.is_in(text["question"], pa.array(["", "无"]))
         text["question"] = pc.if_else(untold, text["title"], text["question"])
-    department = text.get("department", pa.chunked_array([pa.repeat("", table.num_rows)]))
+    department = text.get("department", pa.chunked_array([pa.repeat("", len(table))]))
     text["department"] = pc.if_else(pc.equal(department, ""), folder, department)
 
     lengths = [pc.utf8_length(text[column]).to_numpy() for column in ("question", "answer")]
-    keep = np.ones(table.num_rows, bool)
-    for reason, bad in (
-        (EMPTY, np.minimum(*lengths) == 0),
-        (LONG, np.maximum(*lengths) > max_chars),
-        (BOILERPLATE, pc.match_substring_regex(text["answer"], NOTHING_ELSE, ignore_case=True).to_numpy()),
-    ):
-        if count := np.count_nonzero(keep & bad):
-            dropped[reason] = dropped.get(reason, 0) + count
+    keep = np.ones(len(table), bool)
+    for reason, bad in {
+        EMPTY: np.minimum(*lengths) == 0,
+        LONG: np.maximum(*lengths) > max_chars,
+        BOILERPLATE: pc.match_substring_regex(text["answer"], NOTHING_ELSE, ignore_case=True).to_numpy(),
+    }.items():
+        dropped[reason] += np.count_nonzero(keep & bad)
         keep &= ~bad
     table = pa.table({column: text[column] for column in OUTPUT}).filter(pa.array(keep))
-    return table.append_column("key", pa.array(text_keys(table["question"])))
+    return table.append_column("key", pa.array(text_keys(table["answer"])))
 
 
 def read_as_utf8(path, head):
@@ -252,26 +232,30 @@ def read_as_utf8(path, head):
 
     U+FFFD is put where bytes can't be decoded. Judged by the whole file: many are ASCII for a long way.
     """
-    marks = [encoding for bom, encoding in BOMS if head.startswith(bom)]
-    if not marks and b"\0" in head:  # as the header's comma has one in UTF-16; but a crash leaves them in any file
-        for encoding in ("utf-16-le", "utf-16-be"):
-            if find_columns(head.decode(encoding, "replace").split("\n")[0].split(",")):
-                marks = [encoding]
-    if not marks:
+    encoding = next((encoding for bom, encoding in BOMS if head.startswith(bom)), None)
+    for utf16 in ("utf-16-le", "utf-16-be"):  # in which the header's comma has a NUL; but a crash leaves some anywhere
+        if not encoding and b"\0" in head and find_columns(head.decode(utf16, "replace").split("\n")[0].split(",")):
+            encoding = utf16
+    if not encoding:
         try:
             return "utf-8", *transcode(path, "utf-8", "strict")
         except UnicodeDecodeError:
-            marks = ["utf-8" if resembles_utf8(path.read_bytes()) else "gb18030"]
-    return marks[0], *transcode(path, marks[0], "replace")
+            encoding = "utf-8" if resembles_utf8(path.read_bytes()) else "gb18030"
+    return encoding, *transcode(path, encoding, "replace")
 
 
 def transcode(path, encoding, errors):
-    # In pieces, because fresh memory for the whole file costs more time than decoding it.
-    body, damaged = bytearray(), False
-    with open(path, encoding=encoding, errors=errors) as file:
-        while text := file.read(1 << 18):
+    # In small pieces, because fresh memory for the whole file costs more time than decoding it.
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
+    body, damaged, piece = bytearray(), False, True
+    with open(path, "rb") as file:
+        while piece:
+            piece = file.read(1 << 16)
+            text = decoder.decode(piece, final=not piece)
             damaged = damaged or "\ufffd" in text or "\0" in text
             body += text.encode()
+    if b"\r" in body:
+        body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return body, damaged
 
 
@@ -361,7 +345,7 @@ def record_lines(body, inside):
 
 
 def parse(body, width, wanted, misfits):
-    """Yield batches of the wanted columns, named by position; add (row, columns) of the rows that don't fit."""
+    """Yield batches of the wanted columns, named by position; add (row, columns) to misfits where these don't fit."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
@@ -374,11 +358,13 @@ def parse(body, width, wanted, misfits):
     names = [str(column) for column in range(width)]
     yield from arrow_csv.open_csv(
         pa.py_buffer(body),
-        # One thread a file: only then does Arrow number the rows it hands to `skip`.
+        # One thread: only then does Arrow number the rows it hands to `skip`.
         arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=1 << 22),
         arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         arrow_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), include_columns=[str(column) for column in wanted]
+            check_utf8=False,  # it was encoded here
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=[str(column) for column in wanted],
         ),
     )
 
@@ -391,34 +377,37 @@ def normalise(column):
 
 
 def text_keys(column):
-    """A column of texts -> array of 64-bit keys: equal where the normalised texts are."""
-    import numpy as np
-
-    texts = normalise(column)
-    return np.fromiter((hash(text) for text in texts.to_pylist()), np.int64, len(texts))
-
-
-def first_of_each(question_key, answer):
-    """-> boolean array: False for a row whose normalised question and answer stood in an earlier row."""
+    """A column of texts -> array of 64-bit hashes: what is equal has equal ones, in this process."""
     import numpy as np
     import pyarrow as pa
 
-    _, question, repeats = np.unique(question_key, return_inverse=True, return_counts=True)
-    repeated = repeats[question] > 1  # few, and only their answers are compared
-    pairs = np.stack([question[repeated], text_keys(answer.filter(pa.array(repeated)))], axis=1)
+    # As bytes, which needs half the time: they are not decoded.
+    keys = (map(hash, chunk.cast(pa.binary()).to_pylist()) for chunk in column.chunks)
+    return np.fromiter(chain.from_iterable(keys), np.int64, len(column))
+
+
+def first_of_each(table):
+    """-> boolean array: False for a row whose answer and normalised question stood in an earlier row."""
+    import numpy as np
+    import pyarrow as pa
+
+    key = table["key"].to_numpy()
+    keys, counts = np.unique(key, return_counts=True)
+    repeated = np.isin(key, keys[counts > 1])  # few, and only their questions are normalised
+    pairs = 3 * key[repeated] + text_keys(normalise(table["question"].filter(pa.array(repeated))))
     keep = ~repeated
-    keep[np.flatnonzero(repeated)[np.unique(pairs, axis=0, return_index=True)[1]]] = True
+    keep[np.flatnonzero(repeated)[np.unique(pairs, return_index=True)[1]]] = True
     return keep
 
 
 def format_reports(reports):
     """The reports as an aligned table with totals, and the problems below it."""
-    dropped = total_dropped(reports)
-    reasons = [reason for reason in REASONS if reason in dropped]
-    sums = {count: sum(report[count] for report in reports) for count in ("rows", "kept")}
+    dropped = sum((report["dropped"] for report in reports), Counter())
+    total = dict(file="all", encoding="", dropped=dropped, **{k: sum(r[k] for r in reports) for k in ("rows", "kept")})
+    reasons = [reason for reason in REASONS if dropped[reason]]
     table = [("file", "encoding", "rows", "kept", *reasons)]
-    for report in (*reports, dict(sums, file="all", encoding="", dropped=dropped)):
-        counts = (report["rows"], report["kept"], *(report["dropped"].get(reason, 0) for reason in reasons))
+    for report in (*reports, total):
+        counts = (report["rows"], report["kept"], *(report["dropped"][reason] for reason in reasons))
         table.append((report["file"], report["encoding"], *(f"{count:,}" for count in counts)))
 
     def width(text):  # Chinese takes two columns of a terminal
@@ -427,21 +416,10 @@ def format_reports(reports):
     widths = [max(map(width, column)) for column in zip(*table, strict=True)]
     lines = []
     for row in table:
-        padded = [(cell, " " * (size - width(cell))) for cell, size in zip(row, widths, strict=True)]
-        lines.append("  ".join([cell + pad for cell, pad in padded[:2]] + [pad + cell for cell, pad in padded[2:]]))
+        pads = [" " * (size - width(cell)) for cell, size in zip(row, widths, strict=True)]
+        cells = [cell + pad if at < 2 else pad + cell for at, (cell, pad) in enumerate(zip(row, pads, strict=True))]
+        lines.append("  ".join(cells))
     return "\n".join(lines + [problem for report in reports for problem in report["problems"]])
-
-
-def total_dropped(reports):
-    return sum((Counter(report["dropped"]) for report in reports), Counter())
-
-
-def nothing_usable(folder, reports, max_chars):
-    """The reason to stop with where no row is left."""
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in total_dropped(reports).items())
-    rows = sum(report["rows"] for report in reports)
-    why = f"{rows:,} rows read, all dropped: {dropped} (--max_chars {max_chars})" if rows else "no row could be read"
-    return f"{folder}: nothing usable: {why}."
 
 
 def write_jsonl(table, out):
@@ -467,26 +445,24 @@ def main(argv=None):
     parser.add_argument("--max_chars", type=int, default=200, help="longest question and answer (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="X.jsonl", help="write the prepared rows to this new file")
     args = parser.parse_args(argv)
+    folder = args.check or args.folder
     if args.check and args.folder:
         parser.error("give the folder once")
     if args.max_chars < 1:
         parser.error("--max_chars must be 1 or more")
     if args.out and args.out.exists():
         raise SystemExit(f"{args.out} exists and is not overwritten: give another name, or move it away.")
-    folder = args.check or args.folder
     if not folder:
         from common.paths import data_dir, load_env
 
         load_env()
         folder = data_dir("medical")
 
-    table, reports = scan_folder(folder, args.max_chars, progress=True)
+    table, reports = read_folder(folder, args.max_chars)
     print(format_reports(reports))
-    if not table.num_rows:
-        raise SystemExit(nothing_usable(folder, reports, args.max_chars))
     if args.out:
         write_jsonl(table, args.out)
-        print(f"{table.num_rows:,} rows written to {args.out}")
+        print(f"{len(table):,} rows written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -128,4 +128,4 @@ def test_help_all_lists_the_trainers_flags(script):
 def test_help_gives_each_default_its_reason(script):
     shown = script(ROOT / "medical" / "train.py", "--help").stdout
     line = next(line for line in shown.splitlines() if "--learning_rate" in line and "0.0002" in line)
-    assert "only the small matrices move" in line and "[demo: 0.001]" in line
+    assert "only the small matrices move" in line and "[demo: 0.002]" in line
