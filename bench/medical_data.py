@@ -4,6 +4,9 @@
     python bench/medical_data.py --rows 60000        a small run
     python bench/medical_data.py --repeat 5          median and spread
 
+Both ways keep rows whose two sides have 1 to 200 characters. Only ours drops duplicates and boilerplate answers, and
+takes the title where the question is 无; the comparison at the end checks that nothing else differs.
+
 The loop is what many courses teach: `pandas.read_csv` for each file, `tqdm` over `iterrows()` with the length filter,
 `datasets.Dataset.from_list`, then `dataset.map` that formats the prompt. Ours is medical/data.py, then the same text
 column by pyarrow. Both start from files on disk and end with a `datasets.Dataset` that has the text. The clock starts

@@ -36,6 +36,7 @@ OUTPUT = ("question", "answer", "department")
 MISFIT, UNCLOSED, UNDECODABLE = "wrong number of columns", "unclosed quote", "undecodable"
 EMPTY, LONG, BOILERPLATE, DUPLICATE = "empty", "too long", "boilerplate", "duplicate"
 REASONS = (MISFIT, UNCLOSED, UNDECODABLE, EMPTY, LONG, BOILERPLATE, DUPLICATE)
+BLOCK = 1 << 22  # bytes parsed and filtered at a time; no row may be longer, but where NULs make an endless one
 EXAMPLES = 10  # problems described for each reason and file: the counts say how many, these say where to look
 
 BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -78,8 +79,9 @@ def read_folder(folder, max_chars=200, progress=True):
     from tqdm import tqdm
 
     root, paths = find_csv_files(folder)
-    # Threads, not processes: Arrow works outside the interpreter's lock and nothing has to be pickled. Decoding holds
-    # the lock, so more than four would mostly wait, each with a file in memory.
+    # Threads, of which Arrow makes use. Processes would be faster by a fifth, but they either run the imports of the
+    # calling script once more, torch and all, or fork its threads. Decoding holds the interpreter's lock, so more than
+    # four threads would mostly wait, each with a file in memory.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda path: read_file(path, root, max_chars), paths)
         results = list(tqdm(results, "reading", len(paths), unit="file", disable=None if progress else True))
@@ -89,8 +91,8 @@ def read_folder(folder, max_chars=200, progress=True):
         parts = list(pool.map(lambda part, mask: part.select(OUTPUT).filter(pa.array(mask)), parts, masks))
     for report, part, mask in zip(reports, parts, masks, strict=True):
         report["kept"] = len(part)
-        if len(mask) > len(part):
-            report["dropped"][DUPLICATE] = len(mask) - len(part)
+        report["dropped"][DUPLICATE] = len(mask) - len(part)
+        report["dropped"] = +report["dropped"]  # without the reasons that did not occur
     table = pa.concat_tables(parts)
     if not len(table):
         raise SystemExit(f"{format_reports(reports)}\n{folder}: no usable row (--max_chars {max_chars}).")
@@ -151,7 +153,7 @@ def read_file(path, root, max_chars):
     parts = [pa.schema([*((column, pa.string()) for column in OUTPUT), ("key", pa.int64())]).empty_table()]
 
     def unusable(why):
-        report["problems"].append(f"{name}: {why}")
+        report.update(rows=0, dropped=Counter(), problems=[f"{name}: {why}"])
         return parts[0], report
 
     with open(path, "rb") as file:
@@ -170,7 +172,8 @@ def read_file(path, root, max_chars):
     sound, unclosed, inside = cut_unclosed_quotes(body, len(header))
     misfits, damages = [], []
     try:
-        for batch in parse(sound, len(header), range(len(header)) if damaged else columns.values(), misfits):
+        wanted = range(len(header)) if damaged else columns.values()
+        for batch in parse(sound, len(header), wanted, misfits, len(sound) + 1 if damaged else BLOCK):
             table = pa.Table.from_batches([batch])
             if damaged:
                 hits = np.stack([pc.match_substring_regex(column, DAMAGE).to_numpy() for column in table.columns])
@@ -208,9 +211,8 @@ def prepare(table, columns, folder, max_chars, dropped):
     import pyarrow.compute as pc
 
     text = {column: pc.utf8_trim_whitespace(table[str(index)]) for column, index in columns.items()}
-    if "title" in text:  # who had nothing to add to the title wrote 无, "none"
-        untold = pc.is_in(text["question"], pa.array(["", "无"]))
-        text["question"] = pc.if_else(untold, text["title"], text["question"])
+    untold = pc.is_in(text["question"], pa.array(["", "无"]))  # "none", written by those whose title says it all
+    text["question"] = pc.if_else(untold, text.get("title", ""), text["question"])
     department = text.get("department", pa.chunked_array([pa.repeat("", len(table))]))
     text["department"] = pc.if_else(pc.equal(department, ""), folder, department)
 
@@ -245,7 +247,7 @@ def read_as_utf8(path, head):
 
 
 def transcode(path, encoding, errors):
-    # In small pieces, because fresh memory for the whole file costs more time than decoding it.
+    # In small pieces: the text of a whole file and its UTF-8 would need four times the file's size.
     decoder = codecs.getincrementaldecoder(encoding)(errors)
     body, damaged, piece = bytearray(), False, True
     with open(path, "rb") as file:
@@ -344,7 +346,7 @@ def record_lines(body, inside):
     return np.flatnonzero(is_row)
 
 
-def parse(body, width, wanted, misfits):
+def parse(body, width, wanted, misfits, block_size):
     """Yield batches of the wanted columns, named by position; add (row, columns) to misfits where these don't fit."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
@@ -359,7 +361,7 @@ def parse(body, width, wanted, misfits):
     yield from arrow_csv.open_csv(
         pa.py_buffer(body),
         # One thread: only then does Arrow number the rows it hands to `skip`.
-        arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=1 << 22),
+        arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=block_size),
         arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         arrow_csv.ConvertOptions(
             check_utf8=False,  # it was encoded here
@@ -440,7 +442,11 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("folder", nargs="?", help="folder of CSV files, or one CSV file (default: MEDICAL_DATA_DIR)")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        help="folder of CSV files, or one CSV file (default: MEDICAL_DATA_DIR, else DATA_DIR/medical)",
+    )
     parser.add_argument("--check", metavar="FOLDER", nargs="?", const="", help="the same folder, named after a flag")
     parser.add_argument("--max_chars", type=int, default=200, help="longest question and answer (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="X.jsonl", help="write the prepared rows to this new file")
@@ -456,7 +462,7 @@ def main(argv=None):
         from common.paths import data_dir, load_env
 
         load_env()
-        folder = data_dir("medical")
+        folder = data_dir()
 
     table, reports = read_folder(folder, args.max_chars)
     print(format_reports(reports))
