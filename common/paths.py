@@ -37,7 +37,8 @@ def load_env():
         os.environ.setdefault(name, str(_root() / folder))
     if _root() == AUTODL:  # its system disk is 30 GB; elsewhere the hub's usual cache stays in use
         os.environ.setdefault("HF_HOME", str(AUTODL / "huggingface"))
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    for name in ("UNSLOTH_DISABLE_STATISTICS", "HF_HUB_DISABLE_TELEMETRY"):  # Unsloth and TRL report home otherwise
+        os.environ.setdefault(name, "1")
 
 
 def _root() -> Path:
