@@ -184,3 +184,19 @@ def test_copies_of_common_are_the_same():
         [sys.executable, root / "tools" / "sync_common.py", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_after_20_steps_time_and_cost_are_said(tmp_path, capsys):
+    run = SimpleNamespace(steps=100, price=2.5, signal=None, folder=tmp_path)
+    recorder = runs.Run._recorder(run)
+    for step in range(1, 31):
+        recorder.on_step_end(None, SimpleNamespace(global_step=step), SimpleNamespace())
+    said = capsys.readouterr().out
+    assert said.count("s a step: the rest takes about") == 1 and "0.00 at 2.5 an hour" in said
+
+
+def test_a_trainer_that_cuts_rows_is_stopped(tmp_path):
+    """TRL cuts at 1024 tokens without a word where nobody tells it otherwise."""
+    run = runs.Run(config(tmp_path), ARGS, MODEL, dataset([1, 2, 3], [4, 5]))
+    with pytest.raises(SystemExit, match="sees 4 tokens instead of 5"):
+        run.train(SimpleNamespace(train_dataset=dataset([1, 2], [4, 5])))
