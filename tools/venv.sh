@@ -4,7 +4,7 @@ set -euo pipefail
 fail() { printf '\nset-up stopped: %s\n' "$1" >&2; exit 1; }
 
 python=
-for name in python3.12 python3.11 python3.13 python3.14 python3; do
+for name in python3 python3.12 python3.11 python3.13 python3.14; do
   "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { python=$name; break; }
 done
 [ -n "$python" ] || fail "no Python 3.11 or newer found. Install one, e.g. 'sudo apt install python3.11 python3.11-venv' or from python.org."
