@@ -67,7 +67,9 @@ def check_disk(folder: Path, need_bytes: int, what: str):
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise SystemExit(f"cannot write to {folder}: {error.strerror}. Point OUTPUT_DIR (or MODELS_DIR) elsewhere.") from None
+        raise SystemExit(
+            f"cannot write to {folder}: {error.strerror}. Point OUTPUT_DIR (or MODELS_DIR) elsewhere."
+        ) from None
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise SystemExit(

@@ -207,14 +207,16 @@ class Run:
         return Recorder()
 
     def plot(self):
-        """Draw loss.png from metrics.jsonl."""
+        """Draw loss.png from metrics.jsonl, if anything was logged."""
+        file = self.folder / "metrics.jsonl"
+        if not file.exists():
+            return
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        file = self.folder / "metrics.jsonl"
-        logs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        logs = [json.loads(line) for line in file.read_text().splitlines()]
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         for key, label, marker in (("loss", "training", None), ("eval_loss", "held out", "o")):
             points = [(log["step"], log[key]) for log in logs if key in log]
