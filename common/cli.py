@@ -68,9 +68,12 @@ def parse(script, defaults, demo, own, trainer=None, argv=None):
     if switches.help:
         _print_help(script, parser, defaults, demo, trainer)
         raise SystemExit(0)
+    content = _load_yaml(parser, switches.config) if switches.config else {}
     config_class = None
     if trainer:
-        config_class = _import_trainer(trainer, [f"--{k}={v}" for k, v in values.items()] + rest)
+        peek = Parser()
+        peek.add_argument("--backend", default=content.get("backend") or parser.get_default("backend") or "hf")
+        config_class = _import_trainer(trainer, peek.parse_known_args(rest)[0].backend)
         _add_flags(parser, config_class, {"bf16": None} | values)
     unknown = set(defaults) | set(demo)
     unknown -= {action.dest for action in parser._actions}
@@ -82,7 +85,7 @@ def parse(script, defaults, demo, own, trainer=None, argv=None):
     namespace = argparse.Namespace()
     if switches.config:
         parser.source = f"{switches.config}: "
-        namespace = parser.parse_args(_read_yaml(parser, switches.config), namespace)
+        namespace = parser.parse_args(_yaml_flags(parser, content), namespace)
         parser.source = ""
     namespace = parser.parse_args(rest, namespace)
     parts = [dataclass(**_values_of(namespace, dataclass)) for dataclass in own]
@@ -131,10 +134,10 @@ def _json(text):
         return text  # some of these fields also take a plain word or the path of a JSON file
 
 
-def _read_yaml(parser, file):
-    """The file as a list of flags, so that its values meet the same checks as the command line's."""
+def _load_yaml(parser, file):
     import yaml
 
+    parser.source = f"{file}: "
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
@@ -143,6 +146,12 @@ def _read_yaml(parser, file):
         parser.error(f"is not valid YAML: {' '.join(str(error).split())}")
     if not isinstance(content, dict):
         parser.error("must be a list of `flag: value` lines")
+    parser.source = ""
+    return content
+
+
+def _yaml_flags(parser, content):
+    """YAML as a list of flags, so that its values meet the same checks as the command line's."""
     actions, flags = {action.dest: action for action in parser._actions}, []
     for key, value in content.items():
         if key not in actions:
@@ -158,12 +167,10 @@ def _read_yaml(parser, file):
     return flags
 
 
-def _import_trainer(trainer, flags):
+def _import_trainer(trainer, backend):
     from common import models
 
-    peek = Parser()
-    peek.add_argument("--backend", default="hf")
-    models.import_backend(peek.parse_known_args(flags)[0].backend)  # Unsloth must be imported before TRL
+    models.import_backend(backend)  # Unsloth must be imported before TRL
     module, name = trainer.split(":")
     return getattr(importlib.import_module(module), name)
 

@@ -187,6 +187,7 @@ def load_adapter(adapter: Path, model_args, max_length: int = 2048):
 
     The base is --model if given, else the one named in adapter_config.json.
     """
+    import_backend(model_args.backend)  # before PEFT and transformers, which Unsloth patches
     import torch
     from peft import PeftModel
 

@@ -36,7 +36,7 @@ class Run:
     """
 
     def __init__(self, config, args, model_args, dataset):
-        self.config, self.model, self.price = config, model_args.model, args.price_per_hour
+        self.model, self.price = model_args.model, args.price_per_hour
         self.rows, self.tokens = len(dataset), count_tokens(dataset)
         self.rows_a_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
         steps_an_epoch = math.ceil(self.rows / self.rows_a_step)
@@ -101,7 +101,6 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.checkpoint:
             self._lock(self.folder)
-        self.started = time.time()
         self.handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
         self.note(status="unfinished")
         return self

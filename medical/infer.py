@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.cli import arg, parse
 from common.evaluation import generate
-from common.models import ModelArgs, inference, load_adapter
+from common.models import ModelArgs, load_adapter
 from common.runs import latest_adapter, replace_text
 from train import TEMPLATE, prompt_ids
 
@@ -37,39 +37,19 @@ class Args:
 
 def stream(model, tokenizer, template, question, args, backend):
     """Print the answer while it is written."""
-    import torch
     from transformers import TextStreamer
 
-    ids = torch.tensor(prompt_ids(tokenizer, [question], template), device=model.device)
-    sampling = dict(do_sample=True, temperature=args.temperature) if args.temperature else dict(do_sample=False)
-    with inference(model, backend), torch.no_grad():
-        model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-            max_new_tokens=args.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            repetition_penalty=1.0,
-            **sampling,
-        )
+    prompts = prompt_ids(tokenizer, [question], template)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    generate(model, tokenizer, prompts, args.max_new_tokens, 1, backend, streamer, **sampling(args))
 
 
-def answer_file(model, tokenizer, template, args, backend):
-    """Answer each line of --file and write {question, answer} lines; nothing half-written is left behind."""
-    file = Path(args.file)
-    out = Path(args.out or file.with_name(file.name + ".answers.jsonl"))
-    questions = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    sampling = dict(temperature=args.temperature) if args.temperature else {}
-    prompts = prompt_ids(tokenizer, questions, template)
-    answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, backend, **sampling)
-    pairs = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
-    replace_text(out, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
-    print(f"{len(pairs)} answers: {out}")
+def sampling(args):
+    return dict(temperature=args.temperature) if args.temperature else {}
 
 
-def check_file(args):
-    """What can be wrong with --file is said before the model is loaded."""
+def read_questions(args):
+    """The questions of --file and the file for their answers. What can be wrong is said before a model is loaded."""
     file = Path(args.file)
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -77,11 +57,22 @@ def check_file(args):
         raise SystemExit(f"{file}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
     except OSError as error:
         raise SystemExit(f"{file}: {error.strerror}.") from None
-    if not text.strip():
+    questions = [line.strip() for line in text.splitlines() if line.strip()]
+    if not questions:
         raise SystemExit(f"{file}: no question in it; expected one a line.")
     out = Path(args.out or file.with_name(file.name + ".answers.jsonl"))
     if out.exists():
         raise SystemExit(f"{out} exists and is kept. Name another file with --out.")
+    return questions, out
+
+
+def answer_file(model, tokenizer, template, questions, out, args, backend):
+    """Answer the questions in batches and write {question, answer} lines; nothing half-written is left behind."""
+    prompts = prompt_ids(tokenizer, questions, template)
+    answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, backend, **sampling(args))
+    pairs = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
+    replace_text(out, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    print(f"{len(pairs)} answers: {out}")
 
 
 def chat(model, tokenizer, template, args, backend):
@@ -102,20 +93,19 @@ def chat(model, tokenizer, template, args, backend):
 
 def main(argv=None):
     args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
-    if args.file:
-        check_file(args)
-    from transformers import set_seed
-
-    set_seed(args.seed)
+    questions, out = read_questions(args) if args.file else (None, None)
     adapter = Path(args.adapter) if args.adapter else latest_adapter()
     saved = adapter / "prompt_template.txt"
     template = saved.read_text(encoding="utf-8") if saved.exists() else TEMPLATE
     model, tokenizer = load_adapter(adapter, model_args)
+    from transformers import set_seed
+
+    set_seed(args.seed)
     print(f"adapter: {adapter}")
     if args.question:
         stream(model, tokenizer, template, args.question, args, model_args.backend)
     elif args.file:
-        answer_file(model, tokenizer, template, args, model_args.backend)
+        answer_file(model, tokenizer, template, questions, out, args, model_args.backend)
     else:
         chat(model, tokenizer, template, args, model_args.backend)
 

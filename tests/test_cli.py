@@ -129,3 +129,38 @@ def test_help_gives_each_default_its_reason(script):
     shown = script(ROOT / "medical" / "train.py", "--help").stdout
     line = next(line for line in shown.splitlines() if "--learning_rate" in line and "0.0002" in line)
     assert "only the small matrices move" in line and "[demo: 0.002]" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "yaml", "expected"),
+    [([], "", "auto"), (["--backend", "hf"], "backend: unsloth", "hf"), ([], "backend: hf", "hf")],
+)
+def test_the_backend_that_will_be_used_is_imported_before_the_trainer(tmp_path, monkeypatch, argv, yaml, expected):
+    """Unsloth patches TRL while it is imported; the default, which no flag names, counts as well."""
+    import importlib
+
+    from common import models
+
+    order = []
+    monkeypatch.setattr(models, "import_backend", lambda backend: order.append(backend) or "hf")
+    original = importlib.import_module
+
+    def import_module(name, *more, **named):
+        order.append(name)
+        return original(name, *more, **named)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    config = ["--config", write(tmp_path / "c.yaml", yaml)] if yaml else []
+    parse(__file__, {}, {}, (models.ModelArgs,), "trl:SFTConfig", config + argv)
+    assert order[:2] == [expected, "trl"]
+
+
+def test_inference_imports_the_backend_first(tmp_path, monkeypatch):
+    from common import models
+
+    def stop(backend):
+        raise RuntimeError(backend)
+
+    monkeypatch.setattr(models, "import_backend", stop)
+    with pytest.raises(RuntimeError, match="auto"):
+        models.load_adapter(tmp_path, models.ModelArgs())

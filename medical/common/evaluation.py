@@ -36,11 +36,13 @@ def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict
     return {"loss": total / count, "perplexity": math.exp(total / count), "tokens": count, "rows": len(dataset)}
 
 
-def generate(model, tokenizer, prompts, max_new_tokens=256, batch_size=8, backend="auto", **sampling) -> list[str]:
+def generate(
+    model, tokenizer, prompts, max_new_tokens=256, batch_size=8, backend="auto", streamer=None, **sampling
+) -> list[str]:
     """The model's continuation of each prompt (a list of lists of token ids), in the order given, without eos.
 
     Greedy unless `sampling` (temperature, top_p, ...) says otherwise. Prompts are batched by length and padded on the
-    left, since a decoder goes on from the last position.
+    left, since a decoder goes on from the last position. A streamer prints a single answer while it is written.
     """
     import torch
     from tqdm import tqdm
@@ -48,7 +50,7 @@ def generate(model, tokenizer, prompts, max_new_tokens=256, batch_size=8, backen
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     with models.inference(model, backend), torch.no_grad():
-        for start in tqdm(range(0, len(order), batch_size), desc="answers", leave=False):
+        for start in tqdm(range(0, len(order), batch_size), desc="answers", leave=False, disable=bool(streamer)):
             batch = [prompts[i] for i in order[start : start + batch_size]]
             width = max(map(len, batch))
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in batch], device=model.device)
@@ -61,6 +63,7 @@ def generate(model, tokenizer, prompts, max_new_tokens=256, batch_size=8, backen
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
                 use_cache=True,
+                streamer=streamer,
                 repetition_penalty=1.0,  # Qwen's own settings have 1.05, which is not greedy any more
                 **sampling,
             )
