@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import os
 import re
 import sys
 import types
@@ -54,6 +55,8 @@ def parse(script, defaults, demo, own, trainer=None, argv=None):
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     paths.load_env()
+    if os.environ.get("RANK", "0") != "0":  # of several processes, one a GPU, the first one speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     first = Parser()
     first.add_argument("--demo", action="store_true")
     first.add_argument("--config")
@@ -89,8 +92,13 @@ def parse(script, defaults, demo, own, trainer=None, argv=None):
         parser.source = ""
     namespace = parser.parse_args(rest, namespace)
     parts = [dataclass(**_values_of(namespace, dataclass)) for dataclass in own]
+    for part in parts:
+        if hasattr(part, "auto"):
+            part.given = sorted({flag.split("=")[0][2:].replace("-", "_") for flag in rest if flag.startswith("--")})
     if config_class:
-        parts.append(_build_config(parser, config_class, _values_of(namespace, config_class)))
+        shadowed = {field.name for dataclass in own for field in dataclasses.fields(dataclass)}
+        values = {k: v for k, v in _values_of(namespace, config_class).items() if k not in shadowed}
+        parts.append(_build_config(parser, config_class, values))
     return parts[0] if len(parts) == 1 else parts
 
 
@@ -98,8 +106,8 @@ def _add_flags(parser, dataclass, values):
     """One flag a field. Types that argparse lacks (dicts as JSON, `X | None`, enums as text) are mapped here."""
     hints = typing.get_type_hints(dataclass)
     for field in dataclasses.fields(dataclass):
-        if not field.init:
-            continue
+        if not field.init or any(action.dest == field.name for action in parser._actions):
+            continue  # a script's own flag stands before the trainer's of the same name
         hint, options = hints[field.name], {}
         union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
         kinds = [kind for kind in (hint.__args__ if union else [hint]) if kind is not type(None)]

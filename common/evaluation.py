@@ -2,7 +2,7 @@
 
 import math
 
-from common import models
+from common import fast, models
 
 
 def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict:
@@ -20,7 +20,7 @@ def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict
     total, count = 0.0, 0
     training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), fast.padded(model):
         for batch in tqdm(batches, desc="held-out loss", leave=False):
             rows = [dataset[i] for i in batch]
             ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, pad_token_id).to(model.device)

@@ -5,12 +5,18 @@ import contextlib
 import functools
 import importlib.util
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import fast
 from common.cli import arg
+from common.memory import OVERHEAD, weight_bytes
 from common.paths import resolve_model
+
+# Where backend "auto" is Unsloth: small cards, where its offloading counts, and those before Ampere.
+UNSLOTH_BELOW = 11e9
 
 
 @dataclass
@@ -28,6 +34,9 @@ class LoraArgs(ModelArgs):
     lora_target_modules: list[str] = arg(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "layers that get an update"
     )
+    auto: bool = arg(True, "choose what the card decides: quantization, packing, micro-batch, checkpointing, kernels")
+    packing: bool = arg(False, "a batch's rows end to end without padding, each seeing itself only")
+    fused_lora: bool = arg(False, "LoRA in fewer passes over memory; the same result (backend hf)")
 
 
 @functools.cache
@@ -40,6 +49,9 @@ def import_backend(backend: str) -> str:
         reason = no_cuda() if installed or not cuda else "Unsloth is not installed: see requirements.txt."
         raise SystemExit(f"--backend unsloth needs an NVIDIA GPU and Unsloth. {reason}")
     if backend == "hf" or not (cuda and installed):
+        return "hf"
+    large = fast.varlen_kernel() and torch.cuda.mem_get_info()[1] > UNSLOTH_BELOW
+    if backend == "auto" and (large or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         return "hf"
     import unsloth  # noqa: F401
 
@@ -102,23 +114,19 @@ def choose_quantization(choice: str, path: Path) -> bool:
     """Whether to load in 4-bit. Stops where the weights cannot fit, before minutes go into loading them."""
     import torch
 
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e9
-    if not size:
-        raise SystemExit(f"{path} holds no *.safetensors; pickled weights (*.bin) can run code and are not loaded.")
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        free, needs = (
+            torch.cuda.mem_get_info()[0],
+            {"none": weight_bytes(path, False), "4bit": weight_bytes(path, True)},
+        )
+    else:
         import psutil
 
-        free, needs = psutil.virtual_memory().available / 1e9, {"none": 1.2 * size}
-        choice = "none"
-    else:
-        # Beside the weights, 2 rows of 512 tokens with checkpointing take about 4 GB in 16 bit at 7B, 1.5 GB in 4 bit.
-        free, needs = (
-            torch.cuda.mem_get_info()[0] / 1e9,
-            {"none": size + min(4, size), "4bit": 0.37 * size + min(1.5, size)},
-        )
+        free, needs, choice = psutil.virtual_memory().available, {"none": 1.2 * weight_bytes(path, False)}, "none"
+    needs = {name: (size + min(OVERHEAD, size)) / 1e9 for name, size in needs.items()}
+    free /= 1e9
     if choice == "auto":
         choice = "none" if needs["none"] < free else "4bit"
-        print(f"quantization {choice}: 16-bit weights take about {needs['none']:.0f} GB, {free:.0f} GB are free")
     if needs[choice] > free:
         raise SystemExit(
             f"{path.name} needs about {needs[choice]:.0f} GB of memory, {free:.0f} GB are free. "
@@ -138,12 +146,14 @@ def load_base(path: Path, backend: str, four_bit: bool, dtype, max_length: int):
         return FastLanguageModel.from_pretrained(str(path), **options)[0]
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     return AutoModelForCausalLM.from_pretrained(
         str(path),
         dtype=dtype,
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if four_bit else None,
-        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
+        # FSDP reads the weights into memory once and hands each GPU its part.
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() and not sharded else None,
         use_safetensors=True,
     )
 
@@ -177,6 +187,10 @@ def load_model(model_args, config):
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+        if model_args.fused_lora:
+            fast.fuse_lora(model)
+    if model_args.packing:
+        fast.use_packed_attention(model, import_backend(model_args.backend))
     trained, total = model.get_nb_trainable_parameters()
     print(f"backend {import_backend(model_args.backend)}, {'4-bit' if four_bit else dtype} weights")
     print(f"LoRA r{model_args.lora_r}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
@@ -214,7 +228,8 @@ def inference(model, backend: str = "auto"):
 
         FastLanguageModel.for_inference(model)
     model.eval()
-    yield
+    with fast.padded(model):
+        yield
     if unsloth and training:
         FastLanguageModel.for_training(model)
     model.train(training)

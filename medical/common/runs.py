@@ -26,7 +26,16 @@ from common.paths import TASK_DIR, check_disk, output_dir
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
 # Where a run is written and what it is said to cost do not change what it computes.
-NOT_IN_IDENTITY = ("output_dir", "logging_dir", "run_name", "price_per_hour", "show_mask")
+NOT_IN_IDENTITY = (
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "price_per_hour",
+    "show_mask",
+    "auto",
+    "given",
+    "local_rank",
+)
 
 
 class Run:
@@ -60,7 +69,15 @@ class Run:
         explicit = config.output_dir not in (None, "trainer_output")
         wanted = Path(config.output_dir).expanduser() if explicit else output_dir() / time.strftime("%Y%m%d-%H%M%S")
         check_disk(wanted.parent, 500_000_000 if config.use_cpu else 3_000_000_000, "checkpoints and the adapter")
-        self.folder, self.checkpoint = self._resumable(wanted, explicit) or (_free_name(wanted), None)
+        self.main, self.world = config.process_index == 0, config.world_size
+        found = [None, None]
+        if self.main:
+            found = self._resumable(wanted, explicit) or (_free_name(wanted), None)
+        if self.world > 1:  # several processes, one a GPU, share the folder that the first one found
+            from accelerate.utils import broadcast_object_list
+
+            found = broadcast_object_list(list(found))
+        self.folder, self.checkpoint = found
         config.output_dir = str(self.folder)
         self._print_plan()
 
@@ -100,7 +117,7 @@ class Run:
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.checkpoint:
+        if self.main and not self.checkpoint:
             self._lock(self.folder)
         self.handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
         self.note(status="unfinished")
@@ -112,7 +129,8 @@ class Run:
         if kind is not None:
             self.note(stopped_by=f"{kind.__name__}: {error}"[:500])
             self.plot()
-        self.lock.close()
+        if self.lock:
+            self.lock.close()
 
     def _on_signal(self, number, frame):
         if not self.training or self.signal:
@@ -123,7 +141,8 @@ class Run:
     def note(self, **facts):
         """Add facts to run.json."""
         self.record |= facts
-        write_json(self.folder / "run.json", self.record)
+        if self.main:
+            write_json(self.folder / "run.json", self.record)
 
     def train(self, trainer):
         """Train, from the checkpoint if there is one. Ends the process with 128 + N when signal N asked it to stop."""
@@ -134,13 +153,15 @@ class Run:
             raise SystemExit(
                 f"the trainer sees {seen:,} tokens instead of {self.tokens:,}: it cuts rows at another length."
             )
-        for parameter in trainer.model.parameters():
+        config = trainer.args
+        for parameter in trainer.model.parameters() if not config.fsdp else ():
             # 16-bit adapters lose small updates, and TRL's bf16 adapters cannot be scaled for fp16 on a T4.
             if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = parameter.data.float()
         start = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0
-        self._cut_metrics(start)
-        trainer.add_callback(self._recorder())
+        if self.main:
+            self._cut_metrics(start)
+        trainer.add_callback(self._recorder(config.device))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         began, self.training = time.time(), True
@@ -149,7 +170,7 @@ class Run:
         except torch.cuda.OutOfMemoryError as error:
             raise SystemExit(
                 f"{str(error).splitlines()[0]}\nTry, in this order: --per_device_train_batch_size 1 with "
-                f"--gradient_accumulation_steps {self.rows_a_step} (the same updates); --quantization 4bit; "
+                f"--gradient_accumulation_steps {self.rows_a_step // self.world} (the same updates); --quantization 4bit; "
                 "a smaller --max_length; a smaller --model."
             ) from None
         except Exception as error:
@@ -174,7 +195,8 @@ class Run:
         keep = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         replace_text(file, "".join(keep))
 
-    def _recorder(self):
+    def _recorder(self, device):
+        import torch
         from tqdm import tqdm
         from transformers import TrainerCallback
 
@@ -182,6 +204,8 @@ class Run:
 
         class Recorder(TrainerCallback):
             def on_log(self, args, state, control, logs=None, **kwargs):
+                if not run.main:
+                    return
                 with open(run.folder / "metrics.jsonl", "a") as file:
                     file.write(json.dumps({"step": state.global_step, "time": round(time.time(), 2)} | logs) + "\n")
 
@@ -193,10 +217,17 @@ class Run:
                     price = f", {left / 3600 * run.price:.2f} at {run.price} an hour" if run.price else ""
                     hours = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.1f} minutes"
                     tqdm.write(f"{step:.2f} s a step: the rest takes about {hours}{price}")
-                if run.signal:
+                stop = bool(run.signal)
+                if run.world > 1:  # all processes stop after the same step, or the others wait for ever
+                    flag = torch.tensor(int(stop), device=device)
+                    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+                    stop = bool(flag)
+                if stop:
                     control.should_save = control.should_training_stop = True
 
             def on_save(self, args, state, control, **kwargs):
+                if not run.main:
+                    return
                 best = Path(state.best_model_checkpoint or "").name
                 for old in checkpoints(run.folder)[:-3]:
                     if old.name != best:
@@ -208,7 +239,7 @@ class Run:
     def plot(self):
         """Draw loss.png from metrics.jsonl, if anything was logged."""
         file = self.folder / "metrics.jsonl"
-        if not file.exists():
+        if not self.main or not file.exists():
             return
         import matplotlib
 
@@ -232,7 +263,11 @@ class Run:
     def save(self, trainer, tokenizer, **texts):
         """Write the adapter, its tokenizer and `texts` (name=content, as name.txt) to the run's folder."""
         made = self.folder / ".saving"
-        trainer.model.save_pretrained(made)
+        # Where FSDP has the model in pieces, every process takes part in putting it together.
+        whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.args.fsdp else None
+        if not self.main:
+            return
+        trainer.model.save_pretrained(made, state_dict=whole)
         tokenizer.save_pretrained(made)
         (made / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         settings = json.loads((made / "adapter_config.json").read_text())

@@ -1,0 +1,179 @@
+"""Does the fast path compute what the slow one computes? On a GPU, in bf16, by relative norm. Exits 1 if not.
+
+    python tests/gpu_equality.py
+
+Every number is compared with a float32 reference; where an ordinary bf16 path exists, the fast one may be at most a
+little further from the reference than that one is.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from common import fast
+
+LENGTHS = [37, 1, 200, 413, 64, 90]
+failed = []
+
+
+def check(what, error, limit):
+    bad = not error <= limit  # NaN is bad, too
+    print(f"{'FAIL' if bad else 'ok  '} {what}: {error:.2e} (limit {limit:.0e})", flush=True)
+    failed.extend([what] if bad else [])
+
+
+def relative(value, reference):
+    return ((value.float() - reference.float()).norm() / reference.float().norm()).item()
+
+
+def attention(heads, key_heads, dim):
+    """The kernel, forward and backward, against attention a row at a time in float32."""
+    total = sum(LENGTHS)
+    q, k, v = (torch.randn(1, n, total, dim, device="cuda") for n in (heads, key_heads, key_heads))
+    low = [each.bfloat16().requires_grad_() for each in (q, k, v)]
+    high = [each.detach().float().requires_grad_() for each in low]
+    starts = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0)], dtype=torch.int32, device="cuda")
+    out, _ = fast.varlen_attention(None, *low, None, scaling=dim**-0.5, cu_seq_lens_q=starts, max_length_q=max(LENGTHS))
+    parts = []
+    for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        one = [each[:, :, a:b] for each in high]
+        parts.append(torch.nn.functional.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True))
+    reference = torch.cat(parts, 2).transpose(1, 2)
+    weight = torch.randn_like(reference)
+    (out.float() * weight).sum().backward()
+    (reference * weight).sum().backward()
+    check(f"attention {heads}/{key_heads} heads of {dim}: output", relative(out, reference), 1e-2)
+    for name, a, b in zip("qkv", low, high, strict=True):
+        check(f"attention {heads}/{key_heads} heads of {dim}: gradient of {name}", relative(a.grad, b.grad), 1e-2)
+
+
+def lora(four_bit):
+    """One fused layer against the formula in float32, with the weight that the layer really has."""
+    from peft import LoraConfig
+    from peft.tuners.lora import Linear
+
+    if four_bit:
+        from bitsandbytes.functional import dequantize_4bit
+        from bitsandbytes.nn import Linear4bit
+        from peft.tuners.lora.bnb import Linear4bit as Lora4bit
+
+        base = Linear4bit(512, 768, bias=True, compute_dtype=torch.bfloat16, quant_type="nf4")
+        base.bias.data = base.bias.data.bfloat16()
+        base.cuda()
+        layer = Lora4bit(base, "default", LoraConfig(), r=16, lora_alpha=32)
+        weight = dequantize_4bit(base.weight, base.weight.quant_state).float()
+    else:
+        base = torch.nn.Linear(512, 768, device="cuda", dtype=torch.bfloat16)
+        layer = Linear(base, "default", LoraConfig(), r=16, lora_alpha=32)
+        weight = base.weight.float()
+    layer.cuda()
+    base.requires_grad_(False)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(b, std=0.05)
+    holder = torch.nn.ModuleList([layer])
+    assert fast.fuse_lora(holder) == 1
+    x = torch.randn(3, 100, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    y = layer(x)
+    high = [each.detach().float().requires_grad_() for each in (x, a, b)]
+    reference = high[0] @ weight.T + base.bias.float() + 2 * (high[0] @ high[1].T) @ high[2].T
+    pull = torch.randn_like(reference)
+    (y.float() * pull).sum().backward()
+    (reference * pull).sum().backward()
+    kind = "4-bit" if four_bit else "16-bit"
+    check(f"fused LoRA, {kind}: output", relative(y, reference), 1e-2)
+    for name, one, other in zip(("x", "A", "B"), (x, a, b), high, strict=True):
+        check(f"fused LoRA, {kind}: gradient of {name}", relative(one.grad, other.grad), 1e-2)
+
+
+def whole_model():
+    """A small Qwen2: packed, fused and with Liger in bf16, and padded in bf16, against one row at a time in float32."""
+    from liger_kernel.transformers import apply_liger_kernel_to_qwen2
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = dict(hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8)
+    config = Qwen2Config(vocab_size=4096, num_key_value_heads=2, attn_implementation="sdpa", **shape)
+    torch.manual_seed(0)
+    state = {name: each.bfloat16() for name, each in Qwen2ForCausalLM(config).state_dict().items()}
+    rows = [{"input_ids": torch.randint(4096, (n,)).tolist()} for n in LENGTHS if n > 1]
+    rows = [row | {"labels": [-100] * 10 + row["input_ids"][10:]} for row in rows]
+    tokens = sum(len(row["labels"]) - 10 for row in rows)
+
+    def run(kind):
+        model = Qwen2ForCausalLM(Qwen2Config(**config.to_dict() | {"attn_implementation": "sdpa"}))
+        model.load_state_dict(state)
+        model = model.cuda().to(torch.float32 if kind == "reference" else torch.bfloat16)
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+        for name, each in model.named_parameters():
+            if "lora_B" in name:
+                each.data = (torch.randn(each.shape) * 0.02).to(each.data)
+        if kind == "fast":
+            apply_liger_kernel_to_qwen2(model=model.get_base_model())
+            fast.use_packed_attention(model, "hf")
+            assert fast.fuse_lora(model) == 28
+            batches = [fast.collator(None, True, "hf")(rows)]
+        elif kind == "padded":
+            width = max(map(len, (row["input_ids"] for row in rows)))
+            batches = [{
+                "input_ids": torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows]),
+                "labels": torch.tensor([row["labels"] + [-100] * (width - len(row["labels"])) for row in rows]),
+                "attention_mask": torch.tensor([[1] * len(row["labels"]) + [0] * (width - len(row["labels"])) for row in rows]),
+            }]  # fmt: skip
+        else:
+            batches = [{name: torch.tensor([row[name]]) for name in row} for row in rows]
+        model.train()
+        loss = 0
+        for batch in batches:
+            batch = {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
+            with torch.autocast("cuda", torch.bfloat16, enabled=kind != "reference"):
+                loss = loss + model(**batch, use_cache=False, num_items_in_batch=tokens).loss
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.float().flatten() for p in model.parameters() if p.requires_grad])
+
+    loss, gradient = run("reference")
+    ordinary, quick = run("padded"), run("fast")
+    check(
+        "model: loss, packed + fused + Liger",
+        abs(quick[0] - loss) / loss,
+        max(1e-3, 1.5 * abs(ordinary[0] - loss) / loss),
+    )
+    usual = relative(ordinary[1], gradient)
+    print(f"     (the ordinary padded bf16 path is {usual:.2e} away from float32 in its gradients)")
+    check("model: gradients, packed + fused + Liger", relative(quick[1], gradient), 1.3 * usual)
+
+
+def isolation():
+    """A row's output does not change by a bit when another row of the batch does."""
+    q = torch.randn(1, 8, sum(LENGTHS), 64, device="cuda", dtype=torch.bfloat16)
+    k, v = (torch.randn(1, 2, sum(LENGTHS), 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    ends = torch.tensor(LENGTHS).cumsum(0).tolist()
+    starts = torch.tensor([0, *ends], dtype=torch.int32, device="cuda")
+    more = dict(scaling=0.125, cu_seq_lens_q=starts, max_length_q=max(LENGTHS))
+    before, _ = fast.varlen_attention(None, q, k, v, None, **more)
+    k[:, :, ends[1] : ends[2]] += 1
+    v[:, :, ends[1] : ends[2]] += 1
+    after, _ = fast.varlen_attention(None, q, k, v, None, **more)
+    others = torch.ones(sum(LENGTHS), dtype=torch.bool)
+    others[ends[1] : ends[2]] = False
+    check("isolation: the other rows' outputs", (before[:, others] != after[:, others]).float().mean().item(), 0)
+    moved = (before[:, ~others] != after[:, ~others]).float().mean().item()
+    check("isolation: the changed row's outputs that stayed the same", 1 - moved, 0.1)
+
+
+if __name__ == "__main__":
+    if fast.varlen_kernel() is None:
+        raise SystemExit("needs an NVIDIA GPU from Ampere on and torch 2.11 or newer")
+    torch.manual_seed(0)
+    attention(28, 4, 128)
+    attention(8, 8, 64)
+    attention(14, 2, 64)
+    lora(False)
+    lora(True)
+    isolation()
+    whole_model()
+    raise SystemExit(f"{len(failed)} failed: {failed}" if failed else 0)
