@@ -39,6 +39,8 @@ ROWS = {
     "packed_peft": dict(LORA, backend="hf", fused_lora=False, micro=64, accumulate=1),
     "fast": dict(LORA, backend="hf", micro=64, accumulate=1),
     "fast_24gb": dict(LORA, backend="hf", gradient_checkpointing=True, micro=32, accumulate=2),
+    "fast_fp8": dict(LORA, backend="hf", quantization="fp8", micro=64, accumulate=1),
+    "fast_fp8_24gb": dict(LORA, backend="hf", quantization="fp8", gradient_checkpointing=True, micro=32, accumulate=2),
     "fast_4bit_16gb": dict(LORA, backend="hf", quantization="4bit", gradient_checkpointing=True, micro=32, accumulate=2),
 }  # fmt: skip
 RESULTS = HERE / "results" / "sft_speed.json"
@@ -285,6 +287,7 @@ def main():
         if result:
             args.out.with_suffix(".one").write_text(json.dumps(result))
         return
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     names = (args.rows or ",".join(ROWS)).split(",")
     if wrong := set(names) - set(ROWS):
         raise SystemExit(f"no such row: {', '.join(wrong)}. There are: {', '.join(ROWS)}")

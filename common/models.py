@@ -22,7 +22,9 @@ UNSLOTH_BELOW = 11e9
 class ModelArgs:
     model: str | None = arg("Qwen/Qwen2.5-7B-Instruct", "a path, MODELS_DIR/<org>/<name>, or a name on the hub")
     backend: Literal["auto", "unsloth", "hf"] = arg("auto", "auto: Unsloth on an NVIDIA GPU, else transformers + PEFT")
-    quantization: Literal["auto", "4bit", "none"] = arg("auto", "auto: 16-bit weights where they fit, else 4-bit")
+    quantization: Literal["auto", "none", "4bit", "fp8"] = arg(
+        "auto", "of the frozen weights. auto: 16 bits where they fit, else 4; fp8: 8 bits, needs Hopper or Ada"
+    )
 
 
 @dataclass
@@ -101,8 +103,13 @@ def find_model(model_args) -> Path:
     """The folder of --model, after the checks that cost nothing: is there a GPU where one is asked for, does it fit."""
     import torch
 
-    if model_args.quantization == "4bit" and not torch.cuda.is_available():
-        raise SystemExit(f"--quantization 4bit needs an NVIDIA GPU. {no_cuda()}")
+    if model_args.quantization in ("4bit", "fp8") and not torch.cuda.is_available():
+        raise SystemExit(f"--quantization {model_args.quantization} needs an NVIDIA GPU. {no_cuda()}")
+    if model_args.quantization == "fp8":
+        if torch.cuda.get_device_capability() < (8, 9):
+            raise SystemExit("--quantization fp8 needs Ada, Hopper or newer (RTX 40, L40, H100). Take auto or 4bit.")
+        if import_backend(model_args.backend) == "unsloth":
+            raise SystemExit("--quantization fp8 is computed by common/fast.py: take --backend hf.")
     path = resolve_model(model_args.model)
     choose_quantization(model_args.quantization, path)
     return path
@@ -123,6 +130,7 @@ def choose_quantization(choice: str, path: Path) -> bool:
 
         free, needs, choice = psutil.virtual_memory().available, {"none": 1.2 * weight_bytes(path, False)}, "none"
     needs = {name: (size + min(OVERHEAD, size)) / 1e9 for name, size in needs.items()}
+    needs["fp8"] = needs["none"]
     free /= 1e9
     if choice == "auto":
         choice = "none" if needs["none"] < free else "4bit"
@@ -186,8 +194,11 @@ def load_model(model_args, config):
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
-        if model_args.fused_lora:
+        if model_args.fused_lora or model_args.quantization == "fp8":
             fast.fuse_lora(model)
+            config.liger_kernel_config = {"swiglu": False}  # part of fuse_lora already
+        if model_args.quantization == "fp8":
+            fast.to_fp8(model)
     if model_args.packing:
         fast.use_packed_attention(model, import_backend(model_args.backend))
     trained, total = model.get_nb_trainable_parameters()

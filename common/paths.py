@@ -37,6 +37,8 @@ def load_env():
         os.environ.setdefault(name, str(_root() / folder))
     if _root() == AUTODL:  # its system disk is 30 GB; elsewhere the hub's usual cache stays in use
         os.environ.setdefault("HF_HOME", str(AUTODL / "huggingface"))
+    # Batches of ever different sizes leave gaps in GPU memory that only growing segments can use again.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     for name in ("UNSLOTH_DISABLE_STATISTICS", "HF_HUB_DISABLE_TELEMETRY"):  # Unsloth and TRL report home otherwise
         os.environ.setdefault(name, "1")
 

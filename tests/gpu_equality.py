@@ -50,12 +50,12 @@ def attention(heads, key_heads, dim):
         check(f"attention {heads}/{key_heads} heads of {dim}: gradient of {name}", relative(a.grad, b.grad), 1e-2)
 
 
-def lora(four_bit):
+def lora(kind):
     """One fused layer against the formula in float32, with the weight that the layer really has."""
     from peft import LoraConfig
     from peft.tuners.lora import Linear
 
-    if four_bit:
+    if kind == "4-bit":
         from bitsandbytes.functional import dequantize_4bit
         from bitsandbytes.nn import Linear4bit
         from peft.tuners.lora.bnb import Linear4bit as Lora4bit
@@ -75,6 +75,10 @@ def lora(four_bit):
     torch.nn.init.normal_(b, std=0.05)
     holder = torch.nn.ModuleList([layer])
     assert fast.fuse_lora(holder) == 1
+    limit = 1e-2
+    if kind == "8-bit":
+        fast.to_fp8(holder)
+        limit = 6e-2  # three bits of mantissa on both sides
     x = torch.randn(3, 100, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     y = layer(x)
     high = [each.detach().float().requires_grad_() for each in (x, a, b)]
@@ -82,10 +86,9 @@ def lora(four_bit):
     pull = torch.randn_like(reference)
     (y.float() * pull).sum().backward()
     (reference * pull).sum().backward()
-    kind = "4-bit" if four_bit else "16-bit"
-    check(f"fused LoRA, {kind}: output", relative(y, reference), 1e-2)
+    check(f"fused LoRA, {kind}: output", relative(y, reference), limit)
     for name, one, other in zip(("x", "A", "B"), (x, a, b), high, strict=True):
-        check(f"fused LoRA, {kind}: gradient of {name}", relative(one.grad, other.grad), 1e-2)
+        check(f"fused LoRA, {kind}: gradient of {name}", relative(one.grad, other.grad), limit)
 
 
 def whole_model():
@@ -113,7 +116,7 @@ def whole_model():
             if "lora_B" in name:
                 each.data = (torch.randn(each.shape) * 0.02).to(each.data)
         if kind == "fast":
-            apply_liger_kernel_to_qwen2(model=model.get_base_model())
+            apply_liger_kernel_to_qwen2(model=model.get_base_model(), swiglu=False)
             fast.use_packed_attention(model, "hf")
             assert fast.fuse_lora(model) == 28
             batches = [fast.collator(None, True, "hf")(rows)]
@@ -172,8 +175,8 @@ if __name__ == "__main__":
     attention(28, 4, 128)
     attention(8, 8, 64)
     attention(14, 2, 64)
-    lora(False)
-    lora(True)
+    for kind in ("16-bit", "4-bit") + (("8-bit",) if torch.cuda.get_device_capability() >= (8, 9) else ()):
+        lora(kind)
     isolation()
     whole_model()
     raise SystemExit(f"{len(failed)} failed: {failed}" if failed else 0)

@@ -34,11 +34,11 @@ def lora_bytes(path: Path, r: int) -> float:
 def activation_bytes(path: Path, tokens: int, checkpointing: bool) -> float:
     """What the backward pass needs of `tokens` tokens, in 16 bits, with common/fast.py's kernels.
 
-    A layer keeps its two residual states, two normed inputs, q, k, v, the attention's output (hidden-sized), and gate,
-    up and their product (ffn-sized). With checkpointing it keeps its input only, and one layer is rebuilt at a time.
+    A layer keeps its two residual states, two normed inputs, q, k, v, the attention's output (hidden-sized), and gate
+    and up (ffn-sized). With checkpointing it keeps its input only, and one layer is rebuilt at a time.
     """
     shape = _shape(path)
-    layer = 2 * (6 * shape["hidden"] + 2 * shape["kv"] + 3 * shape["ffn"])
+    layer = 2 * (6 * shape["hidden"] + 2 * shape["kv"] + 2 * shape["ffn"])
     at_work = 2 * layer  # the gradients of the layer that is being walked back through
     kept = 2 * shape["hidden"] if checkpointing else layer
     return tokens * (shape["layers"] * kept + at_work)
@@ -54,13 +54,13 @@ def _shape(path):
 
 
 def tokens_of(lengths, rows: int) -> int:
-    """How many tokens `rows` rows drawn from a training set may have together: the mean, 4 sigmas, never over the top.
+    """How many tokens `rows` rows drawn from a training set may have together: the mean, 5 sigmas, never over the top.
 
     lengths: tokens of each row.
     """
     mean = sum(lengths) / len(lengths)
     sigma = math.sqrt(sum((length - mean) ** 2 for length in lengths) / len(lengths))
-    return math.ceil(min(sum(sorted(lengths)[-rows:]), rows * mean + 4 * sigma * math.sqrt(rows)))
+    return math.ceil(min(sum(sorted(lengths)[-rows:]), rows * mean + 5 * sigma * math.sqrt(rows)))
 
 
 def choose(path, lengths, rows, r, total, fixed, shards=1):
@@ -127,7 +127,8 @@ def tune(config, model_args, dataset):
         )
     four_bit, checkpointing, micro, size = choice
     liger = backend == "hf" and packing and importlib.util.find_spec("liger_kernel") is not None
-    model_args.quantization = "4bit" if four_bit else "none"
+    if model_args.quantization == "auto":
+        model_args.quantization = "4bit" if four_bit else "none"
     model_args.packing, model_args.fused_lora = packing, backend == "hf" and packing
     config.gradient_checkpointing = checkpointing
     config.per_device_train_batch_size, config.gradient_accumulation_steps = micro, rows // micro
