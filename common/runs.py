@@ -8,6 +8,7 @@ OUTPUT_DIR/<task>/<time>/run.json       arguments, versions, GPU, git revision, 
 """
 
 import fcntl
+import gc
 import hashlib
 import importlib.util
 import json
@@ -163,6 +164,8 @@ class Run:
         trainer.add_callback(self._recorder(config.device))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        gc.collect()
+        gc.freeze()  # what was loaded stays: looking through it for garbage again and again makes steps late
         began, self.training = time.time(), True
         try:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)

@@ -47,6 +47,7 @@ DEFAULTS = dict(
     weight_decay=0.01,
     seed=3407,
     logging_steps=10,
+    logging_nan_inf_filter=False,  # a NaN should be seen, and to look for one each step makes the GPU wait
     eval_strategy="steps",
     eval_steps=500,
     per_device_eval_batch_size=8,

@@ -43,6 +43,8 @@ def lora_model(tiny_model, fused=False, attention=None, alpha=32, seed=0):
             parameter.data = torch.randn(parameter.shape, dtype=torch.float64) * 0.05
     if fused:
         assert fast.fuse_lora(model) == 14
+        mlp = model.base_model.model.model.layers[0].mlp
+        assert mlp.forward.func is fast._mlp_forward
     if attention:
         fast.use_packed_attention(model, "hf")
         assert model.config._attn_implementation == attention
