@@ -113,7 +113,7 @@ def measure(name, args):
         model=model, processing_class=tokenizer, args=config, train_dataset=data, data_collator=counting
     )
     trainer.add_callback(Clock())
-    for parameter in model.parameters():  # adapters in 32 bits, as common/runs.py has them
+    for parameter in model.parameters() if not models.sharded() else ():  # adapters in 32 bits, as in common/runs.py
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     torch.cuda.reset_peak_memory_stats()
@@ -131,7 +131,7 @@ def measure(name, args):
         return None
     gpus = config.world_size  # under `accelerate launch`; the other GPUs' rows are as many and as long on average
     return {
-        "name": name if gpus == 1 else f"{name}_x{gpus}{'_fsdp' if config.fsdp else ''}",
+        "name": name if gpus == 1 else f"{name}_x{gpus}{'_fsdp' if models.sharded() else ''}",
         "gpus": gpus,
         "machine": machine(),
         "device": torch.cuda.get_device_name(),

@@ -94,7 +94,7 @@ def tune(config, model_args, dataset):
     import torch
 
     from common.fast import varlen_kernel
-    from common.models import find_model, import_backend
+    from common.models import find_model, import_backend, sharded
 
     if not model_args.auto or not torch.cuda.is_available() or config.use_cpu:
         return
@@ -117,7 +117,7 @@ def tune(config, model_args, dataset):
         rows //= config.world_size
     packing = model_args.packing if "packing" in given else varlen_kernel() is not None
     choice = choose(
-        path, row_lengths(dataset), rows, model_args.lora_r, total, fixed, config.world_size if config.fsdp else 1
+        path, row_lengths(dataset), rows, model_args.lora_r, total, fixed, config.world_size if sharded() else 1
     )
     if choice is None:
         raise SystemExit(

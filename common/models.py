@@ -59,6 +59,11 @@ def import_backend(backend: str) -> str:
     return "unsloth"
 
 
+def sharded() -> bool:
+    """Whether `accelerate launch` spreads the weights over the GPUs (FSDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
 def no_cuda() -> str:
     """Why torch sees no GPU, and what to do."""
     import torch
@@ -153,14 +158,13 @@ def load_base(path: Path, backend: str, four_bit: bool, dtype, max_length: int):
         return FastLanguageModel.from_pretrained(str(path), **options)[0]
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     return AutoModelForCausalLM.from_pretrained(
         str(path),
         dtype=dtype,
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if four_bit else None,
         # FSDP reads the weights into memory once and hands each GPU its part.
-        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() and not sharded else None,
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() and not sharded() else None,
         use_safetensors=True,
     )
 

@@ -22,6 +22,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from common.models import sharded
 from common.paths import TASK_DIR, check_disk, output_dir
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
@@ -153,15 +154,14 @@ class Run:
             raise SystemExit(
                 f"the trainer sees {seen:,} tokens instead of {self.tokens:,}: it cuts rows at another length."
             )
-        config = trainer.args
-        for parameter in trainer.model.parameters() if not config.fsdp else ():
+        for parameter in trainer.model.parameters() if not sharded() else ():
             # 16-bit adapters lose small updates, and TRL's bf16 adapters cannot be scaled for fp16 on a T4.
             if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = parameter.data.float()
         start = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0
         if self.main:
             self._cut_metrics(start)
-        trainer.add_callback(self._recorder(config.device))
+        trainer.add_callback(self._recorder())
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         gc.collect()
@@ -197,7 +197,7 @@ class Run:
         keep = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         replace_text(file, "".join(keep))
 
-    def _recorder(self, device):
+    def _recorder(self):
         import torch
         from tqdm import tqdm
         from transformers import TrainerCallback
@@ -221,7 +221,7 @@ class Run:
                     tqdm.write(f"{step:.2f} s a step: the rest takes about {hours}{price}")
                 stop = bool(run.signal)
                 if run.world > 1:  # all processes stop after the same step, or the others wait for ever
-                    flag = torch.tensor(int(stop), device=device)
+                    flag = torch.tensor(int(stop), device=args.device)
                     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
                     stop = bool(flag)
                 if stop:
@@ -266,7 +266,7 @@ class Run:
         """Write the adapter, its tokenizer and `texts` (name=content, as name.txt) to the run's folder."""
         made = self.folder / ".saving"
         # Where FSDP has the model in pieces, every process takes part in putting it together.
-        whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.args.fsdp else None
+        whole = trainer.accelerator.get_state_dict(trainer.model) if sharded() else None
         if not self.main:
             return
         trainer.model.save_pretrained(made, state_dict=whole)

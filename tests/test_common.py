@@ -128,7 +128,7 @@ def test_only_an_unfinished_run_with_equal_arguments_and_data_is_resumed(tmp_pat
 
 def test_three_newest_checkpoints_and_the_best_are_kept(tmp_path):
     _, folder = unfinished(tmp_path, [1, 2, 3, 4, 5, 6])
-    run = SimpleNamespace(folder=folder, plot=lambda: None)
+    run = SimpleNamespace(folder=folder, main=True, plot=lambda: None)
     recorder = runs.Run._recorder(run)
     recorder.on_save(None, SimpleNamespace(best_model_checkpoint=str(folder / "checkpoint-2")), None)
     assert [checkpoint.name[11:] for checkpoint in runs.checkpoints(folder)] == ["2", "4", "5", "6"]
@@ -187,7 +187,7 @@ def test_copies_of_common_are_the_same():
 
 
 def test_after_20_steps_time_and_cost_are_said(tmp_path, capsys):
-    run = SimpleNamespace(steps=100, price=2.5, signal=None, folder=tmp_path)
+    run = SimpleNamespace(steps=100, price=2.5, signal=None, folder=tmp_path, main=True, world=1)
     recorder = runs.Run._recorder(run)
     for step in range(1, 31):
         recorder.on_step_end(None, SimpleNamespace(global_step=step), SimpleNamespace())

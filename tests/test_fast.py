@@ -199,7 +199,7 @@ def test_auto_fits_every_card_and_larger_cards_get_faster_settings(tmp_path, car
     four_bit, checkpointing, micro, size = memory.choose(path, LENGTHS, 8, 16, card * 1e9, {})
     assert size < card * 1e9 and 8 % micro == 0
     assert four_bit == (card < 20)
-    assert checkpointing == (card < 16 or 20 < card < 30)
+    assert checkpointing == (card < 30)
     wide = memory.choose(path, LENGTHS, 64, 16, card * 1e9, {})
     assert wide[3] < card * 1e9 and 64 % wide[2] == 0 and wide[2] >= micro
 

@@ -112,14 +112,9 @@ def fuse_lora(model) -> int:
             module.forward = functools.partial(_lora_forward, module, module.forward)
             changed += 1
     for module in model.modules():
-        parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-        fused = all(isinstance(getattr(part, "forward", None), functools.partial) for part in parts)
-        if (
-            fused
-            and isinstance(module.act_fn, nn.SiLU)
-            and not any(part.get_base_layer().bias is not None for part in parts)
-        ):
-            module.forward = functools.partial(_mlp_forward, module, parts, module.forward)
+        fused = all(isinstance(getattr(part, "forward", None), functools.partial) for part in _parts(module))
+        if fused and "SiLU" in type(module.act_fn).__name__:
+            module.forward = functools.partial(_mlp_forward, module, module.forward)
     return changed
 
 
@@ -144,8 +139,13 @@ def _lora_forward(module, original, x):
     return _functions()[0].apply(x.to(_compute_dtype(base)), a, b, base, scaling)
 
 
-def _mlp_forward(module, parts, original, x):
-    if any(part.disable_adapters or part.merged for part in parts):
+def _parts(module):
+    return [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+
+
+def _mlp_forward(module, original, x):
+    parts = _parts(module)
+    if any(getattr(part, "disable_adapters", True) or part.merged for part in parts):
         return original(x)
     bases = [part.get_base_layer() for part in parts]
     weights = [weight for part in parts for weight in _adapter(part)[:2]]
@@ -156,19 +156,30 @@ def _compute_dtype(base):
     return getattr(base, "compute_dtype", None) or base.weight.dtype
 
 
-def wide(x, base):
-    """x W^T + bias with the frozen W of an nn.Linear in 16 bits, 4 bits (bitsandbytes) or 8 bits (`to_fp8`)."""
+def wide(x, base, x8=None):
+    """x W^T + bias with the frozen W of an nn.Linear in 16 bits, 4 bits (bitsandbytes) or 8 bits (`to_fp8`).
+
+    x8: x as `fp8.quantize` has it, where several products share it.
+    """
     import torch
 
     if hasattr(base, "fp8"):
-        y = _fp8_product(x, *base.fp8[0])
+        from common import fp8
+
+        y = fp8.product(x8 or fp8.quantize(x), base.fp8[0], x.dtype)
         return y if base.bias is None else y.add_(base.bias)
     return torch.nn.functional.linear(x, _weight(base, x.dtype), base.bias)
 
 
-def wide_back(dy, base):
-    """dy W: the gradient of x."""
-    return _fp8_product(dy, *base.fp8[1]) if hasattr(base, "fp8") else dy @ _weight(base, dy.dtype)
+def wide_back(dy, base, add_to=None):
+    """dy W, the gradient of x, perhaps added to another part of it."""
+    if hasattr(base, "fp8"):
+        from common import fp8
+
+        dx = fp8.product(fp8.quantize(dy), base.fp8[1], dy.dtype)
+        return dx if add_to is None else add_to.add_(dx)
+    weight = _weight(base, dy.dtype)
+    return dy @ weight if add_to is None else add_to.addmm_(dy, weight)
 
 
 def _weight(base, dtype):
@@ -232,8 +243,9 @@ def _functions():
             both = torch.cat([ag, au])
             h = flat @ both.T
             hg, hu = h.split([len(ag), len(au)], 1)
-            gate = wide(flat, bases[0]).addmm_(hg, bg.T)
-            up = wide(flat, bases[1]).addmm_(hu, bu.T)
+            x8 = quantized(flat, bases[0])
+            gate = wide(flat, bases[0], x8).addmm_(hg, bg.T)
+            up = wide(flat, bases[1], x8).addmm_(hu, bu.T)
             act = swiglu(gate, up)
             hd = act @ ad.T
             if torch._C._current_graph_task_id() == -1:
@@ -260,11 +272,17 @@ def _functions():
             dag, dau = (dh.T @ flat).float().split(ctx.ranks)
             dx = None
             if ctx.needs_input_grad[0]:
-                dx = wide_back(dgate, ctx.bases[0])
-                dx += wide_back(dup, ctx.bases[1])
+                dx = wide_back(dup, ctx.bases[1], wide_back(dgate, ctx.bases[0]))
                 dx = dx.addmm_(dh, both).view(ctx.shape)
             dbg, dbu, dbd = (scaled(each, s) for each, s in zip((dbg, dbu, dbd), ctx.scalings, strict=True))
             return dx, dag, dbg, dau, dbu, dad.float(), dbd, None, None
+
+    def quantized(x, base):
+        if not hasattr(base, "fp8"):
+            return None
+        from common import fp8
+
+        return fp8.quantize(x)
 
     def swiglu(gate, up):
         if not gate.is_cuda:
@@ -287,42 +305,28 @@ def _functions():
 def to_fp8(model):
     """Keep the frozen weights of a model's LoRA layers in 8 bits (E4M3), and compute with them in 8 bits.
 
-    Hopper and Ada multiply 8-bit numbers twice as fast as 16-bit ones. Each row of both factors has a scale of its own
-    (its largest magnitude becomes 448, E4M3's largest). A weight is kept twice, in rows for x W^T and in columns for
-    dy W, since the hardware contracts along rows only. LoRA's own products stay in 16 bits.
+    Hopper and Ada multiply 8-bit numbers twice as fast as 16-bit ones. Each row of both factors has a scale of its own.
+    A weight is kept twice, by rows for x W^T and by columns for dy W, since the hardware contracts along rows only; so
+    this saves time, not memory. LoRA's own products stay in 16 bits.
     """
     from peft.tuners.lora import LoraLayer
+
+    from common import fp8
 
     for module in model.modules():
         if isinstance(module, LoraLayer):
             base = module.get_base_layer()
             weight = base.weight.data
-            base.compute_dtype = weight.dtype
-            base.fp8 = [_fp8_rows(each.contiguous()) for each in (weight, weight.T)]
+            base.compute_dtype, base.fp8 = weight.dtype, [fp8.quantize(each) for each in (weight, weight.T)]
             base.weight.data = weight.new_empty(0)
+            base.forward = functools.partial(wide, base=base)  # for PEFT's own way, with the adapter switched off
 
 
-def _fp8_rows(x):
-    """x: (rows, columns) -> its rows in E4M3 and their scales, (rows, 1) in float32, with x = rows * scales."""
-    import torch
-
-    scale = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448
-    return (x / scale).to(torch.float8_e4m3fn), scale
-
-
-@functools.cache
-def _compiled_fp8_rows():
-    import torch
-
-    return torch.compile(_fp8_rows, dynamic=True)  # one kernel instead of four passes
-
-
-def _fp8_product(x, rows, scales):
-    """x: (tokens, in), rows: (out, in) in E4M3 with scales (out, 1) -> (tokens, out) in x's type."""
-    import torch
-
-    x8, scale = _compiled_fp8_rows()(x.detach())
-    return torch._scaled_mm(x8, rows.t(), scale_a=scale, scale_b=scales.t(), out_dtype=x.dtype, use_fast_accum=True)
+def skip_bookkeeping(model):
+    """Spare each step two walks over all modules: together they leave a GPU idle for 20 ms and more."""
+    train = model.train
+    model.train = lambda mode=True: model if model.training == mode else train(mode)
+    model.floating_point_ops = lambda *args, **kwargs: 0  # trainer_state.json's total_flos, which nobody reads
 
 
 @contextlib.contextmanager
