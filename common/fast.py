@@ -324,6 +324,7 @@ def to_fp8(model):
 def skip_bookkeeping(model):
     """Spare each step two walks over all modules: together they leave a GPU idle for 20 ms and more."""
     train = model.train
+    train()  # a loaded model is in evaluation mode, in which nothing is checkpointed, while PEFT's shell says it is not
     model.train = lambda mode=True: model if model.training == mode else train(mode)
     model.floating_point_ops = lambda *args, **kwargs: 0  # trainer_state.json's total_flos, which nobody reads
 

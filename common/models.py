@@ -203,7 +203,8 @@ def load_model(model_args, config):
             config.liger_kernel_config = {"swiglu": False}  # part of fuse_lora already
         if model_args.quantization == "fp8":
             fast.to_fp8(model)
-        fast.skip_bookkeeping(model)
+        if model_args.packing:
+            fast.skip_bookkeeping(model)
     if model_args.packing:
         fast.use_packed_attention(model, import_backend(model_args.backend))
     trained, total = model.get_nb_trainable_parameters()
