@@ -26,13 +26,16 @@ def run(recipe, lr, seed, args, max_steps=-1):
     from alpaca_data import dataset, read
     from trl import SFTConfig, SFTTrainer
 
-    from common import models, paths
+    from common import fast, models, paths
     from common.evaluation import heldout_loss
-    from common.fast import collator
 
     path = paths.resolve_model(args.model)
     tokenizer = models.load_tokenizer(path)
-    data = dataset(read(args.data), tokenizer).train_test_split(0.1, seed=0)
+    data = dataset(read(args.data), tokenizer)
+    if args.shortest:
+        lengths = [len(ids) for ids in data["input_ids"]]
+        data = data.select(sorted(range(len(data)), key=lengths.__getitem__)[: args.shortest])
+    data = data.train_test_split(0.1, seed=0)
     model_args = models.LoraArgs(model=args.model, backend="hf", auto=False)
     for name in ("packing", "fused_lora", "quantization"):
         setattr(model_args, name, recipe[name])
@@ -46,7 +49,7 @@ def run(recipe, lr, seed, args, max_steps=-1):
         gradient_checkpointing=False,
         learning_rate=lr,
         lr_scheduler_type="linear",
-        warmup_steps=5,
+        warmup_steps=5 if recipe["micro"] * recipe["accumulate"] == 8 else 2,
         num_train_epochs=args.epochs,
         max_steps=max_steps,
         optim="adamw_torch_fused",
@@ -58,7 +61,11 @@ def run(recipe, lr, seed, args, max_steps=-1):
         disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+    if recipe["quantization"] == "fp8":
+        model_args.quantization = "none"  # so that a CPU can try it, too
     model = models.load_model(model_args, config)
+    if recipe["quantization"] == "fp8":
+        fast.to_fp8(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -68,7 +75,7 @@ def run(recipe, lr, seed, args, max_steps=-1):
         processing_class=tokenizer,
         args=config,
         train_dataset=data["train"],
-        data_collator=collator(tokenizer, recipe["packing"], "hf"),
+        data_collator=fast.collator(tokenizer, recipe["packing"], "hf"),
     )
     before = heldout_loss(model, data["test"], tokenizer.pad_token_id)["loss"] if max_steps < 0 else None
     start = time.time()
@@ -89,6 +96,8 @@ def main():
     parser.add_argument("--quantizations", nargs="*", default=["fp8", "4bit"], help="tried with --wide_rate")
     parser.add_argument("--wide_rate", type=float, default=1.6e-3)
     parser.add_argument("--same", type=int, default=30, help="steps of the padded and packed comparison; 0: none")
+    parser.add_argument("--shortest", type=int, help="use the N shortest rows only: for a CPU")
+    parser.add_argument("--micro", type=int, help="rows of a micro-batch of the 64 (default: all): for a CPU")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "rows_per_step.jsonl")
     args = parser.parse_args()
     from common import paths
@@ -98,6 +107,8 @@ def main():
 
     datasets.disable_progress_bars()
     args.out.parent.mkdir(exist_ok=True)
+
+    wide = WIDE | (dict(micro=args.micro, accumulate=64 // args.micro) if args.micro else {})
 
     def report(name, result):
         with open(args.out, "a") as file:
@@ -116,11 +127,11 @@ def main():
                   f"from {packed['losses'][0]:.3f} to {packed['losses'][-1]:.3f}", flush=True)  # fmt: skip
         report("8 rows a step (course)", run(PACKED, 2e-4, seed, args))
         for rate in args.rates:
-            report("64 rows a step", run(WIDE, rate, seed, args))
+            report("64 rows a step", run(wide, rate, seed, args))
         for quantization in args.quantizations:
             report(
                 f"64 rows a step, {quantization}",
-                run(WIDE | {"quantization": quantization}, args.wide_rate, seed, args),
+                run(wide | {"quantization": quantization}, args.wide_rate, seed, args),
             )
 
 
