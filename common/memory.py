@@ -125,13 +125,15 @@ def tune(config, model_args, dataset):
             "Try --quantization 4bit, a shorter --max_length or a smaller --model; --auto false tries all the same."
         )
     four_bit, checkpointing, micro, size = choice
-    liger = backend == "hf" and packing and importlib.util.find_spec("liger_kernel") is not None
+    kernels = backend == "hf" and packing and importlib.util.find_spec("liger_kernel") is not None
     if model_args.quantization == "auto":
         model_args.quantization = "4bit" if four_bit else "none"
-    model_args.packing, model_args.fused_lora = packing, backend == "hf" and packing
+    model_args.packing = packing
+    if "fused_lora" not in given:
+        model_args.fused_lora = kernels
     config.gradient_checkpointing = checkpointing
     config.per_device_train_batch_size, config.gradient_accumulation_steps = micro, rows // micro
-    if "use_liger_kernel" not in given and liger:
+    if "use_liger_kernel" not in given and kernels:
         config.use_liger_kernel, config.loss_type = True, "nll"
     chosen = dict(
         backend=backend,

@@ -173,7 +173,7 @@ class Run:
             raise SystemExit(
                 f"{str(error).splitlines()[0]}\nTry, in this order: --per_device_train_batch_size 1 with "
                 f"--gradient_accumulation_steps {self.rows_a_step // self.world} (the same updates); --quantization 4bit; "
-                "a smaller --max_length; a smaller --model."
+                "--gradient_checkpointing true; a smaller --max_length; a smaller --model."
             ) from None
         except Exception as error:
             if "No space left" not in str(error):

@@ -164,3 +164,21 @@ def test_inference_imports_the_backend_first(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "import_backend", stop)
     with pytest.raises(RuntimeError, match="auto"):
         models.load_adapter(tmp_path, models.ModelArgs())
+
+
+@dataclass
+class Own:
+    auto: bool = arg(True, "has to know what was given")
+    packing: bool = arg(False, "SFTConfig has one, too, of another meaning")
+
+
+def test_a_scripts_own_flag_stands_before_the_trainers_of_the_same_name():
+    own, config = parse(__file__, {}, {}, (Own,), "trl:SFTConfig", ["--packing", "true"])
+    assert own.packing is True and config.packing is False
+
+
+def test_auto_learns_what_was_given_on_the_command_line(tmp_path):
+    yaml = write(tmp_path / "c.yaml", "gradient_accumulation_steps: 4\n")
+    argv = ["--config", yaml, "--per-device-train-batch-size=2", "--packing"]
+    own, config = parse(__file__, {}, {}, (Own,), "trl:SFTConfig", argv)
+    assert own.given == ["packing", "per_device_train_batch_size"] and config.gradient_accumulation_steps == 4

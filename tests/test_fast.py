@@ -264,3 +264,44 @@ def test_auto_leaves_the_command_line_alone(tmp_path, monkeypatch, capsys):
     assert config.gradient_checkpointing and not model_args.packing and model_args.quantization == "4bit"
     config, model_args, said = tuned(tmp_path, monkeypatch, capsys, auto=False)
     assert config.per_device_train_batch_size == 2 and model_args.quantization == "auto" and not said
+
+
+def test_eight_bit_products_are_near_and_their_gradients_too(tiny_model):
+    """On a CPU the 8-bit numbers are multiplied in 64 bits; the rounding is the GPU's."""
+    model, exact = lora_model(tiny_model, fused=True), lora_model(tiny_model, fused=True)
+    fast.to_fp8(model)
+    ids = torch.tensor([ROWS[2]["input_ids"]])
+    one, other = (each(input_ids=ids).logits for each in (model, exact))
+    assert 1e-4 < (one - other).norm() / other.norm() < 0.1
+    for each in (model, exact):
+        each(input_ids=ids, labels=ids).loss.backward()
+    pairs = zip(model.parameters(), exact.parameters(), strict=True)
+    gradients = [torch.stack([p.grad.flatten(), q.grad.flatten()]) for p, q in pairs if p.requires_grad]
+    both = torch.cat(gradients, 1)
+    assert (both[0] - both[1]).norm() / both[1].norm() < 0.2
+    with model.disable_adapter():  # PEFT's own way goes through the 8-bit weights as well
+        assert torch.isfinite(model(input_ids=ids).logits).all()
+
+
+def test_e4m3_rows():
+    from common import fp8
+
+    x = torch.randn(5, 64) * torch.tensor([1e-6, 1e-2, 1, 1e2, 1e6])[:, None]
+    rows, scales = fp8.quantize(x)
+    off = (rows.float() * scales - x).abs() / x.abs().amax(1, keepdim=True)
+    assert off.max() < 1 / 16 and rows.float().abs().amax(1).eq(448).all()
+    product = fp8.product((rows, scales), fp8.quantize(torch.eye(64)), torch.float32)
+    torch.testing.assert_close(product, rows.float() * scales)
+
+
+def test_a_loaded_model_is_in_training_mode_all_the_way_down(tiny_model):
+    """Remembering the mode once left the layers in evaluation mode, where nothing is checkpointed."""
+    model = lora_model(tiny_model)
+    model.eval()
+    model.training = True  # as PEFT's shell around a loaded model says
+    fast.skip_bookkeeping(model)
+    assert all(module.training for module in model.modules())
+    model.eval()
+    assert not any(module.training for module in model.modules())
+    model.train()
+    assert all(module.training for module in model.modules())

@@ -253,3 +253,45 @@ def test_chat_in_a_pipe_ends_with_its_input(copied, environment, script, tiny_mo
     command = [sys.executable, "infer.py", "--max_new_tokens", "4"]
     done = subprocess.run(command, cwd=task, env=environment, input="我头疼\nquit\n", capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("问题 >") == 2, done.stderr
+
+
+def test_packed_and_padded_runs_learn_the_same(copied, environment, tiny_model, tmp_path):
+    """Eight rows a step, as 2 x 4 padded ones and as one row of eight laid end to end: step for step the same loss."""
+    task = copied("medical")
+    same = ["--model", tiny_model, "--max_steps", 5, "--bf16", "false", "--eval_strategy", "no"]
+    same += ["--load_best_model_at_end", "false", "--logging_steps", 1, "--output_dir"]
+    ways = {
+        "padded": ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4],
+        "packed": ["--per_device_train_batch_size", 8, "--packing", "true", "--fused_lora", "true"],
+    }
+    seen = {}
+    for name, flags in ways.items():
+        process = start(task, environment, *same, tmp_path / name, *flags)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        seen[name] = losses(tmp_path / name)
+    assert seen["padded"] == pytest.approx(seen["packed"], rel=2e-4)
+    assert len(set(seen["padded"].values())) == 5
+
+
+def test_two_processes_share_one_run(copied, environment, tiny_model, tmp_path):
+    """As accelerate launch starts them: one folder, one voice, 2 x 4 rows a step."""
+    task = copied("medical")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    launch += ["--demo", *QUICK]
+    flags = ["--model", str(tiny_model), "--max_steps", "2", "--per_device_train_batch_size", "4"]
+    done = subprocess.run([*launch, *flags], cwd=task, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = only_run(tmp_path)
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert len([log for log in metrics(folder) if "loss" in log]) == 2
+    assert done.stdout.count("optimizer steps of 8 rows") == done.stdout.count("saved: ") == 1
+
+
+@pytest.mark.parametrize("preset", ["fast.yaml", "course.yaml"])
+def test_presets_name_flags_that_exist(script, preset):
+    done = script(
+        ROOT / "medical" / "train.py", "--config", ROOT / "medical" / preset, "--data", "nowhere", check=False
+    )
+    # The course's preset asks for Unsloth; the other one gets as far as the data.
+    assert "nowhere: no such folder" in done.stderr or "--backend unsloth needs an NVIDIA GPU" in done.stderr

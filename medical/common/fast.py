@@ -319,7 +319,7 @@ def to_fp8(model):
             weight = base.weight.data
             base.compute_dtype, base.fp8 = weight.dtype, [fp8.quantize(each) for each in (weight, weight.T)]
             base.weight.data = weight.new_empty(0)
-            base.forward = functools.partial(wide, base=base)  # for PEFT's own way, with the adapter switched off
+            base.forward = functools.partial(_fp8_forward, base)  # for PEFT's own way, with the adapter switched off
 
 
 def skip_bookkeeping(model):
@@ -328,6 +328,10 @@ def skip_bookkeeping(model):
     train()  # a loaded model is in evaluation mode, in which nothing is checkpointed, while PEFT's shell says it is not
     model.train = lambda mode=True: model if model.training == mode else train(mode)
     model.floating_point_ops = lambda *args, **kwargs: 0  # trainer_state.json's total_flos, which nobody reads
+
+
+def _fp8_forward(base, x):
+    return wide(x.reshape(-1, x.shape[-1]), base).view(*x.shape[:-1], -1)
 
 
 @contextlib.contextmanager
