@@ -23,6 +23,7 @@ from typing import Literal
 from common.cli import arg, parse
 from common.evaluation import generate, heldout_loss
 from common.fast import collator
+from common.masks import show_mask
 from common.memory import tune
 from common.models import LoraArgs, find_model, import_backend, load_model, load_tokenizer
 from common.paths import DEMO_MODEL, data_dir
@@ -93,6 +94,7 @@ class Args:
     max_chars: int = arg(200, "longest question and longest answer kept, in characters")
     eval_rows: int = arg(500, "rows held out, by question")
     loss_on: Literal["answer", "all"] = arg("answer", "all: the loss counts the prompt, too (the course's way)")
+    show_mask: int = arg(0, "print N rows with the trained tokens marked, then train")
     show_answers: int = arg(3, "held-out questions answered before and after")
     max_new_tokens: int = arg(200, "longest answer shown, in tokens")
     price_per_hour: float | None = arg(None, "what the machine costs: the plan then says what the run will cost")
@@ -182,6 +184,7 @@ def main(argv=None):
         for name, mask in languages.items()
         if any(mask)
     }
+    show_mask(train_set, tokenizer, args.show_mask)
     tune(config, model_args, train_set)
     shown = sorted(rows, key=lambda row: is_chinese(row["question"]))[: args.show_answers]
 

@@ -142,7 +142,7 @@ def test_the_plan_is_said_with_its_cost(tmp_path, capsys):
         dataset([1, 2, 3], [4, 5]),
     )
     said = capsys.readouterr().out
-    assert "2 rows, 5 tokens (2 a row); 20,000 optimizer steps of 2 rows" in said
+    assert "2 rows, 5 tokens (2 a row, 60% trained on); 20,000 optimizer steps of 2 rows" in said
     assert "days on any card. --max_steps 2000: 4,000 rows" in said
 
 

@@ -37,16 +37,19 @@ def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict
 
 
 def generate(
-    model, tokenizer, prompts, max_new_tokens=256, batch_size=8, backend="auto", streamer=None, **sampling
+    model, tokenizer, prompts, max_new_tokens=256, batch_size=32, backend="auto", streamer=None, **how
 ) -> list[str]:
     """The model's continuation of each prompt (a list of lists of token ids), in the order given, without eos.
 
-    Greedy unless `sampling` (temperature, top_p, ...) says otherwise. Prompts are batched by length and padded on the
+    Greedy unless a temperature is given; `how` may have any of generate's settings (top_p, repetition_penalty, ...).
+    With return_ids=True: the token ids instead, up to and with eos where the model stopped by itself. Prompts are batched by length and padded on the
     left, since a decoder goes on from the last position. A streamer prints a single answer while it is written.
     """
     import torch
     from tqdm import tqdm
 
+    how = dict(repetition_penalty=1.0) | how  # Qwen's own settings have 1.05, which is not greedy any more
+    return_ids = how.pop("return_ids", False)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     with models.inference(model, backend), torch.no_grad():
@@ -59,14 +62,15 @@ def generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
-                do_sample=bool(sampling),
+                do_sample="temperature" in how,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
                 use_cache=True,
                 streamer=streamer,
-                repetition_penalty=1.0,  # Qwen's own settings have 1.05, which is not greedy any more
-                **sampling,
+                **how,
             )
-            for i, row in zip(order[start : start + batch_size], output[:, width:], strict=True):
-                answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()
+            for i, row in zip(order[start : start + batch_size], output[:, width:].tolist(), strict=True):
+                if tokenizer.eos_token_id in row:
+                    row = row[: row.index(tokenizer.eos_token_id) + 1]
+                answers[i] = row if return_ids else tokenizer.decode(row, skip_special_tokens=True).strip()
     return answers

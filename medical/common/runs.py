@@ -23,6 +23,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from common.masks import trained_share
 from common.models import sharded
 from common.paths import TASK_DIR, check_disk, output_dir
 
@@ -49,7 +50,7 @@ class Run:
 
     def __init__(self, config, args, model_args, dataset):
         self.model, self.price = model_args.model, args.price_per_hour
-        self.rows, self.tokens = len(dataset), count_tokens(dataset)
+        self.rows, self.tokens, self.share = len(dataset), count_tokens(dataset), trained_share(dataset)
         self.rows_a_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
         steps_an_epoch = math.ceil(self.rows / self.rows_a_step)
         self.steps = config.max_steps if config.max_steps > 0 else math.ceil(steps_an_epoch * config.num_train_epochs)
@@ -107,7 +108,8 @@ class Run:
     def _print_plan(self):
         epochs = self.steps * self.rows_a_step / self.rows
         print(
-            f"plan: {self.rows:,} rows, {self.tokens:,} tokens ({self.tokens / self.rows:.0f} a row); {self.steps:,} optimizer "
+            f"plan: {self.rows:,} rows, {self.tokens:,} tokens ({self.tokens / self.rows:.0f} a row, {self.share:.0%} "
+            f"trained on); {self.steps:,} optimizer "
             f"steps of {self.rows_a_step} rows = {epochs:.2g} epochs, about {self.tokens * epochs:,.0f} tokens\nrun:  {self.folder}"
         )
         if self.steps > 10_000:
@@ -306,6 +308,8 @@ def digest(dataset) -> str:
     state = hashlib.sha256()
     for table in dataset.with_format("arrow").iter(10_000):
         for name in sorted(table.column_names):
+            if name in ("messages", "prompt", "completion"):
+                continue  # TRL may keep the text beside its tokens
             lists = table[name].combine_chunks()
             state.update(name.encode())
             state.update(lists.value_lengths().to_numpy(zero_copy_only=False).tobytes())
