@@ -42,6 +42,7 @@ ROWS = {
     "fast_48gb": dict(LORA, backend="hf", micro=32, accumulate=2),
     "fast_fp8_48gb": dict(LORA, backend="hf", quantization="fp8", micro=32, accumulate=2),
     "fast_4bit_40gb": dict(LORA, backend="hf", quantization="4bit", micro=32, accumulate=2),
+    "fsdp": dict(LORA, backend="hf", use_liger_kernel=False, micro=32, accumulate=1),  # two GPUs, fsdp2.yaml
     "fast_24gb": dict(LORA, backend="hf", gradient_checkpointing=True, micro=32, accumulate=2),
     "fast_fp8": dict(LORA, backend="hf", quantization="fp8", micro=64, accumulate=1),
     "fast_fp8_24gb": dict(LORA, backend="hf", quantization="fp8", gradient_checkpointing=True, micro=32, accumulate=2),
@@ -285,7 +286,7 @@ def main():
     parser.add_argument("--parameters", type=float, default=7.616e9, help="of the model, for MFU with 4-bit weights")
     parser.add_argument("--rows", help=f"which of {','.join(ROWS)} (default: all)")
     parser.add_argument(
-        "--window", type=int, default=4, help="optimizer steps timed together (twice as many of 8 rows)"
+        "--window", type=int, default=3, help="optimizer steps timed together (twice as many of 8 rows)"
     )
     parser.add_argument("--windows", type=int, default=3, help="how often, after one window that warms up")
     parser.add_argument("--seed", type=int, default=3407)
@@ -300,7 +301,7 @@ def main():
             args.out.with_suffix(".one").write_text(json.dumps(result))
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    names = (args.rows or ",".join(name for name in ROWS if name != "fast_32")).split(",")
+    names = (args.rows or ",".join(name for name in ROWS if name not in ("fast_32", "fsdp"))).split(",")
     if wrong := set(names) - set(ROWS):
         raise SystemExit(f"no such row: {', '.join(wrong)}. There are: {', '.join(ROWS)}")
     if not args.plot:

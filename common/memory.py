@@ -133,7 +133,8 @@ def tune(config, model_args, dataset):
         model_args.fused_lora = kernels
     config.gradient_checkpointing = checkpointing
     config.per_device_train_batch_size, config.gradient_accumulation_steps = micro, rows // micro
-    if "use_liger_kernel" not in given and kernels:
+    # Liger's loss reads lm_head's weight past the module, where FSDP has only a piece of it.
+    if "use_liger_kernel" not in given and kernels and not sharded():
         config.use_liger_kernel, config.loss_type = True, "nll"
     chosen = dict(
         backend=backend,
