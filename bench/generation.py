@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64])
     args = parser.parse_args()
-    from alpaca_data import PROMPT, SHORT_PROMPT, read
+    from alpaca_data import prompt_ids, read
 
     from common import models, paths
     from common.evaluation import generate
@@ -36,12 +36,7 @@ def main():
     tokenizer = models.load_tokenizer(path)
     dtype = torch.bfloat16 if models.has_bf16() else torch.float32
     model = models.load_base(path, backend, args.quantization == "4bit", dtype, 2048).eval()
-    rows = read(args.data)
-    texts = [
-        (PROMPT if extra else SHORT_PROMPT).replace("{instruction}", instruction).replace("{input}", extra)
-        for instruction, extra in zip(rows["instruction"], rows["input"], strict=True)
-    ][: args.prompts]
-    prompts = tokenizer(texts, add_special_tokens=False).input_ids
+    prompts = prompt_ids(tokenizer, read(args.data)[: args.prompts])
     made, first = [], None
     for size in args.batches:
         asked = prompts[:4] if size == 1 else prompts  # one by one: four are enough to know

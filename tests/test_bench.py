@@ -22,16 +22,3 @@ def test_speed_table_compares_within_a_machine(tmp_path):
         assert f"| {row['name']} | {row['samples_per_s']} |" in done.stdout
         if row["name"] != "course":
             assert f"| {row['samples_per_s'] / course[row['machine']]:.1f} |" in done.stdout
-
-
-def test_alpaca_rows_become_prompt_answer_and_end(demo_model):
-    sys.path.insert(0, str(ROOT / "bench"))
-    import alpaca_data
-
-    from common.models import load_tokenizer
-
-    tokenizer = load_tokenizer(demo_model)
-    rows = {"instruction": ["Say hi.", "Add."], "input": ["", "1 + 1"], "output": ["Hi.", "2"]}
-    first, second = alpaca_data.dataset(rows, tokenizer)["input_ids"]
-    assert tokenizer.decode(first).endswith("### Instruction:\nSay hi.\n\n### Response:\nHi.<|im_end|>")
-    assert "### Input:\n1 + 1\n\n### Response:\n2<|im_end|>" in tokenizer.decode(second)
