@@ -9,6 +9,7 @@ JSON and JSONL are told apart by what is in the file, whatever it is called.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -285,8 +286,14 @@ def tokenized(rows, encode, max_length, name, **how):
 
     def fitting(batch):
         columns = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        pairs = [pair for pair in zip(*encode(columns, **how), strict=True) if len(pair[0]) <= max_length]
-        return {"input_ids": [ids for ids, _ in pairs], "labels": [labels for _, labels in pairs]}
+        ids, labels = encode(columns, **how)
+        fit = [len(row) <= max_length for row in ids]
+        made = {"input_ids": as_column(itertools.compress(ids, fit))}
+        made["labels"] = made["input_ids"] if labels is ids else as_column(itertools.compress(labels, fit))
+        return pyarrow.table(made)
+
+    def as_column(lists):
+        return pyarrow.array(list(lists), pyarrow.list_(pyarrow.int32()))
 
     # Named, because datasets would otherwise hash the whole table to find a name.
     dataset = Dataset(pyarrow.Table.from_pylist(rows), fingerprint=name.replace(" ", "-")).map(

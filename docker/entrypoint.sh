@@ -100,5 +100,5 @@ if [[ ! -f $verb.py ]]; then
   echo "unknown verb '$verb'; this image has: ${scripts}bash python" >&2
   exit 2
 fi
-case $verb in train | infer) "check_$verb" "$@" ;; esac
+case $verb in train) check_train "$@" ;; infer | chat | evaluate) check_infer "$@" ;; esac
 exec python "$verb.py" "$@"

@@ -233,7 +233,15 @@ def load_adapter(adapter: Path, model_args, max_length: int = 2048):
     half = torch.float16 if torch.cuda.is_available() else torch.float32
     dtype = torch.bfloat16 if has_bf16() else half
     model = load_base(path, model_args.backend, four_bit, dtype, max_length)
-    return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise SystemExit(
+            f"{adapter} was not trained on {path.name}: their layers differ in size. Leave --model out; the adapter "
+            f"names its base, {saved['base_model_name_or_path']}."
+        ) from None
 
 
 @contextlib.contextmanager

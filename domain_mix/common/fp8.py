@@ -1,0 +1,56 @@
+# Generated from common/fp8.py: edit that file, then run `make sync`.
+"""8-bit matrix products for frozen weights, on GPUs that have them (Ada, Hopper and newer).
+
+E4M3 has 4 bits of exponent and 3 of mantissa; its largest number is 448. On a CPU the same numbers come out, slowly.
+"""
+
+import functools
+
+import torch
+
+
+@functools.cache
+def _kernel():
+    import triton
+    import triton.language as tl
+
+    # Triton looks names up among the module's globals.
+    globals()["tl"] = tl
+
+    @triton.jit
+    def quantize_rows(x, out, scales, columns, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        offsets = tl.arange(0, BLOCK)
+        inside = offsets < columns
+        values = tl.load(x + row * columns + offsets, mask=inside, other=0).to(tl.float32)
+        scale = tl.maximum(tl.max(tl.abs(values)), 1e-12) / 448.0
+        tl.store(out + row * columns + offsets, (values / scale).to(tl.float8e4nv), mask=inside)
+        tl.store(scales + row, scale)
+
+    return quantize_rows, triton.next_power_of_2
+
+
+def quantize(x):
+    """x: (rows, columns) -> its rows in E4M3 and a scale a row, (rows, 1) in float32, with x = rows * scales.
+
+    The largest magnitude of a row becomes 448, so an element is off by 1/16 of itself at most.
+    """
+    if not x.is_cuda:
+        scales = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448
+        return (x.float() / scales).to(torch.float8_e4m3fn), scales
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    scales = torch.empty(len(x), 1, device=x.device)
+    quantize_rows, next_power_of_2 = _kernel()
+    block = next_power_of_2(x.shape[1])
+    quantize_rows[(len(x),)](x, out, scales, x.shape[1], block, num_warps=min(32, max(4, block // 1024)))
+    return out, scales
+
+
+def product(x, weight, dtype):
+    """x: a pair of `quantize`, (tokens, in); weight: one, (out, in) -> x weight^T, (tokens, out), in `dtype`."""
+    (a, a_scales), (b, b_scales) = x, weight
+    if not a.is_cuda:  # 8-bit numbers are exact in 16 bits, so only the scales come in afterwards
+        exact = dtype if dtype != torch.float16 else torch.float32
+        return ((a.to(exact) @ b.to(exact).t()).float() * a_scales * b_scales.t()).to(dtype)
+    return torch._scaled_mm(a, b.t(), scale_a=a_scales, scale_b=b_scales.t(), out_dtype=dtype, use_fast_accum=True)

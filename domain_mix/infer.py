@@ -1,0 +1,102 @@
+"""Ask a fine-tuned model one question; the answer appears while it is written.
+
+Newest run:         python infer.py --question "Why does my ReLU network stop learning?"
+An adapter folder:  python infer.py --adapter outputs/domain_mix/20261122-101500 --question "什么是时钟域？" --temperature 0
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cli import arg, parse
+from common.evaluation import generate
+from common.models import ModelArgs, load_adapter
+from common.runs import latest_adapter
+from train import SYSTEM, chatml
+
+DEFAULTS = dict(
+    model=None,  # the base that the adapter's adapter_config.json names
+)
+
+
+@dataclass
+class Decoding:
+    """How an answer is drawn. The course's settings, but for what they are counted over: see sampling()."""
+
+    max_new_tokens: int = arg(512, "longest answer, in tokens")
+    repetition_penalty: float = arg(1.3, "makes tokens that the answer has already less likely; 1: off")
+    no_repeat_ngram_size: int = arg(3, "no run of N tokens twice in an answer; 0: off")
+    temperature: float = arg(0.8, "0: always the likeliest token; above 1: wild")
+    top_p: float = arg(0.9, "draw from the likeliest tokens that together have this probability")
+    seed: int = arg(3407, "of the sampling")
+
+
+@dataclass
+class Args:
+    question: str | None = arg(None, "what to ask")
+    adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
+    system: str | None = arg(None, "a system prompt (default: the one that was trained)")
+
+
+def sampling(args, prompt_length):
+    """Decoding flags as settings of model.generate.
+
+    transformers counts repetitions over prompt and answer. In ChatML every turn ends with <|im_end|>, so the penalty
+    would make the answer's own end less likely with each turn, and no three tokens of the question (a drug's name)
+    could occur in the answer. So both are applied to what comes after the prompt.
+    """
+    from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    def on_answer(processor):
+        return lambda ids, scores: processor(ids[:, prompt_length:], scores) if ids.shape[1] > prompt_length else scores
+
+    rules = []
+    if args.repetition_penalty != 1:
+        rules.append(on_answer(RepetitionPenaltyLogitsProcessor(args.repetition_penalty)))
+    if args.no_repeat_ngram_size:
+        rules.append(on_answer(NoRepeatNGramLogitsProcessor(args.no_repeat_ngram_size)))
+    draw = dict(temperature=args.temperature, top_p=args.top_p) if args.temperature else {}
+    return draw | {"logits_processor": rules}
+
+
+def answer(model, tokenizer, messages, args, backend) -> str:
+    """Print the answer to the last message while it is written, and return it."""
+    from transformers import TextStreamer
+
+    prompt = tokenizer(chatml(messages), add_special_tokens=False).input_ids
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    how = sampling(args, len(prompt))
+    return generate(model, tokenizer, [prompt], args.max_new_tokens, 1, backend, streamer, **how)[0]
+
+
+def load(args, model_args):
+    """(model, tokenizer, system prompt) of --adapter, after the checks that need no model."""
+    if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1 or args.repetition_penalty <= 0:
+        raise SystemExit("expected --max_new_tokens 1 or more, --temperature 0 or more, --top_p above 0 and up to 1, "
+                         "--repetition_penalty above 0.")  # fmt: skip
+    adapter = Path(args.adapter) if args.adapter else latest_adapter()
+    saved = adapter / "system_prompt.txt"
+    system = saved.read_text(encoding="utf-8") if saved.exists() else SYSTEM
+    model, tokenizer = load_adapter(adapter, model_args)
+    from transformers import set_seed
+
+    set_seed(args.seed)
+    print(f"adapter: {adapter}")
+    return model, tokenizer, system if args.system is None else args.system
+
+
+def opening(system):
+    return [{"role": "system", "content": system}] if system else []
+
+
+def main(argv=None):
+    args, decoding, model_args = parse(__file__, DEFAULTS, {}, (Args, Decoding, ModelArgs), argv=argv)
+    if not (args.question or "").strip():
+        raise SystemExit("--question is empty. To talk: python chat.py")
+    vars(decoding).update(vars(args))
+    model, tokenizer, system = load(decoding, model_args)
+    messages = [*opening(system), {"role": "user", "content": args.question}]
+    answer(model, tokenizer, messages, decoding, model_args.backend)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,664 @@
+"""The mixed-corpus recipe: what goes into a mix and what does not, then train, evaluate, infer and chat as a user does."""
+
+import contextlib
+import importlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TASK = ROOT / "domain_mix"
+SAMPLE = TASK / "sample"
+NAMES = ("data", "legal_data", "train", "infer", "chat")
+
+
+@pytest.fixture(scope="module")
+def task():
+    """The folder's modules, which are taken out of sys.modules again: another task has a data and a train, too."""
+    before = {name: sys.modules.pop(name, None) for name in NAMES}
+    sys.path.insert(0, str(TASK))
+    try:
+        modules = SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
+    finally:
+        sys.path.remove(str(TASK))
+        for name in NAMES:
+            sys.modules.pop(name, None)
+            if before[name]:
+                sys.modules[name] = before[name]
+    return modules
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_model):
+    from common.models import load_tokenizer
+
+    return load_tokenizer(demo_model)
+
+
+def rows_of(count, start=0):
+    return [{"instruction": f"question {n}", "input": "", "output": f"answer {n}"} for n in range(start, start + count)]
+
+
+def write(file, rows, lines=True):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) if lines else json.dumps(rows)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def plan_of(tmp_path, ratios, total=10, **sources):
+    """A plan file whose sources are local files of the alpaca schema."""
+    import yaml
+
+    specs = {name: {"format": "alpaca", "path": str(spec)} for name, spec in sources.items()}
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump({"total": total, "seed": 42, "ratios": ratios, "sources": specs}), "utf-8")
+    return file
+
+
+def read(file):
+    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+
+
+# Schemas
+
+
+def test_each_schema_becomes_instruction_input_output(task):
+    turns = [
+        {"from": "system", "value": "You are an AI."},
+        {"from": "human", "value": "Why?"},
+        {"from": "gpt", "value": "So."},
+    ]
+    assert task.data.from_slimorca({"conversations": turns}) == ("Why?", "", "So.")
+    pubmed = {"question": "Does it?", "context": {"contexts": ["One.", "Two."]}, "long_answer": "Yes."}
+    assert task.data.from_pubmedqa(pubmed) == ("Does it?", "One.\nTwo.", "Yes.")
+    assert task.data.from_alpaca({"instruction": "a", "input": None, "output": "b"}) == ("a", "", "b")
+    answers = [
+        {"text": "<p>low</p>", "pm_score": 2, "selected": False},
+        {"text": "<p>high</p>", "pm_score": 7, "selected": False},
+        {"text": "<p>high, and accepted</p>", "pm_score": 7, "selected": True},
+    ]
+    stack = {"question": "<p>A &amp; B?</p>", "answers": answers}
+    assert task.data.from_stackexchange(stack) == ("A & B?", "", "high, and accepted")
+
+
+def test_html_becomes_what_a_chat_shows(task):
+    html = (
+        "<p>Use <code>x &lt; 1</code>\nand  <b>go</b>:</p>\n<ul>\n<li>one</li>\n<li>two</li></ul>"
+        '<pre><code>for i in x:\n    print("```")\n\n    # 中文\n</code></pre><p>Done<br/>now<script>bad()</script></p>'
+    )
+    assert task.data.html_to_text(html) == (
+        'Use `x < 1` and go:\n- one\n- two\n\n```\nfor i in x:\n    print("```")\n\n    # 中文\n```\n\nDone\nnow'
+    )
+    assert task.data.html_to_text("no tags, 1 < 2") == "no tags, 1 < 2" and task.data.html_to_text("<p></p>") == ""
+
+
+def test_keywords_are_whole_words_and_chinese_anywhere(task):
+    group_of = task.data.keyword_groups({"ic": ["soc", "芯片"], "ai": ["ai", "neural network"]})
+    assert group_of("My SoC and my AI") == "ic" and group_of("这块芯片很热") == "ic"
+    assert group_of("A Neural Network.") == "ai" and group_of("said society") is None
+
+
+# Files
+
+
+def test_a_list_and_lines_are_told_apart_by_content(task, tmp_path):
+    rows = rows_of(50)
+    for name, lines in (("list.jsonl", False), ("lines.json", True)):
+        assert list(task.data.read_json(write(tmp_path / name, rows, lines))) == rows
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(rows).encode())
+    assert list(task.data.read_json(tmp_path / "bom.json")) == rows
+    (tmp_path / "pretty.json").write_text("\n  " + json.dumps(rows, indent=2), "utf-8")
+    assert list(task.data.read_json(tmp_path / "pretty.json")) == rows
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_list_is_read_in_pieces_of_any_size(task, tmp_path, size):
+    rows = [{"text": '引号 " 和 ] [ , \\'}, 12, "x", {"a": [1, {"b": None}]}]
+    with open(write(tmp_path / "x.json", rows, lines=False), encoding="utf-8") as source:
+        assert source.read(1) == "["
+        assert list(task.data.read_list("x.json", source, size)) == rows
+
+
+def test_a_list_that_was_cut_off_says_where(task, tmp_path):
+    file = tmp_path / "cut.json"
+    file.write_text(json.dumps(rows_of(9))[:-30], "utf-8")
+    with pytest.raises(SystemExit, match="cut.json: not JSON: .* after 8 rows. Was the file cut off"):
+        list(task.data.read_json(file))
+
+
+def test_parquet_and_folders(task, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    folder = tmp_path / "many"
+    write(folder / "b.jsonl", rows_of(2, 2))
+    parquet.write_table(pyarrow.Table.from_pylist(rows_of(2)), folder / "a.parquet")
+    (folder / "notes.txt").write_text("not read")
+    assert [row for _, row in task.data.read_local(folder)] == rows_of(4)
+    (folder / "a.parquet").write_bytes(b"PAR1 and nothing")
+    with pytest.raises(SystemExit, match="a.parquet: not a Parquet file"):
+        list(task.data.read_local(folder))
+
+
+# Mixing
+
+
+def test_shares_add_up_and_rows_keep_their_source(task, tmp_path):
+    a, b, c = (write(tmp_path / f"{n}.jsonl", rows_of(40, start)) for n, start in (("a", 0), ("b", 100), ("c", 200)))
+    plan = task.data.load_plan(plan_of(tmp_path, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, 20, a=a, b=b, c=c))
+    rows, reports = task.data.mix(plan, progress=False)
+    counts = {name: sum(row["source"] == name for row in rows) for name in "abc"}
+    assert sorted(counts.values()) == [6, 7, 7] and len(rows) == 20
+    assert [(report.available, report.asked == report.taken) for report in reports] == [(40, True)] * 3
+
+
+def test_the_same_rows_for_the_same_seed_in_whatever_order_the_files_are(task, tmp_path):
+    rows = rows_of(300)
+    file = write(tmp_path / "a.jsonl", rows)
+    plan = plan_of(tmp_path, {"a": 1.0}, 50, a=file)
+    first, _ = task.data.mix(task.data.load_plan(plan), progress=False)
+    write(file, rows[::-1])
+    assert task.data.mix(task.data.load_plan(plan), progress=False)[0] == first
+    plan.write_text(plan.read_text().replace("seed: 42", "seed: 43"))
+    other, _ = task.data.mix(task.data.load_plan(plan), progress=False)
+    assert len({row["instruction"] for row in other} & {row["instruction"] for row in first}) < 25
+    numbers = [int(row["instruction"].split()[1]) for row in first]
+    assert numbers != sorted(numbers) and min(numbers) < 60 and max(numbers) > 240  # a sample of all of the file
+
+
+def test_repeats_go_within_a_source_and_across_sources(task, tmp_path):
+    one = [*rows_of(5), {"instruction": "  ＱＵＥＳＴＩＯＮ   3 ", "input": "", "output": "another answer"}]
+    a, b = write(tmp_path / "a.jsonl", one), write(tmp_path / "b.jsonl", rows_of(8))
+    plan = task.data.load_plan(plan_of(tmp_path, {"a": 0.625, "b": 0.375}, 8, a=a, b=b))
+    rows, reports = task.data.mix(plan, progress=False)
+    assert sorted(row["output"] for row in rows) == [f"answer {n}" for n in range(8)]
+    assert [report.dropped for report in reports] == [{"duplicate": 1}, {"duplicate": 5}]
+
+
+def test_rows_that_cannot_be_used_are_counted_and_the_first_of_a_kind_is_named(task, tmp_path):
+    file = write(tmp_path / "a.jsonl", rows_of(10))
+    bad = [
+        {"instruction": "a", "input": ""},
+        {"instruction": "b", "output": None},
+        {"instruction": 5, "output": "x"},
+        {"instruction": "c", "output": "  \n"},
+        {"instruction": "d", "input": ["x"], "output": "x"},
+        ["not an object"],
+    ]
+    with open(file, "a", encoding="utf-8") as out:
+        out.writelines(json.dumps(row) + "\n" for row in bad)
+        out.write("{broken\n\n")
+    (report,) = task.data.mix(task.data.load_plan(plan_of(tmp_path, {"a": 1.0}, 10, a=file)), progress=False)[1]
+    assert report.dropped == {
+        "output is missing": 2, "instruction is not text": 1, "empty output": 1, "input is not text": 1,
+        "not an object but list": 1, "not JSON": 1,
+    }  # fmt: skip
+    assert f"{file}: row 11: output is missing" in report.notes and len(report.notes) == 6
+    assert any(note.startswith(f"{file}: row 17: not JSON: Expecting") for note in report.notes)
+    shown = task.data.format_reports([report])
+    assert "dropped 2 output is missing, 1 instruction is not text" in shown and "row 11" in shown
+
+
+def test_a_source_that_runs_short(script, tmp_path):
+    a, b = write(tmp_path / "a.jsonl", rows_of(3)), write(tmp_path / "b.jsonl", rows_of(9, 50))
+    plan = plan_of(tmp_path, {"a": 0.5, "b": 0.5}, 10, a=a, b=b)
+    out = tmp_path / "mix.jsonl"
+    done = script(TASK / "data.py", "--plan", plan, "--out", out, check=False)
+    assert done.returncode and "too few rows: a has 3 of 5" in done.stderr and "--allow_short" in done.stderr
+    assert not out.exists() and "Traceback" not in done.stderr
+    done = script(TASK / "data.py", "--plan", plan, "--out", out, "--allow_short")
+    assert "short: the ratios that resulted are a 0.3750, b 0.6250" in done.stdout
+    assert len(read(out)) == 8
+    again = script(TASK / "data.py", "--plan", plan, "--out", out, "--allow_short", check=False)
+    assert "exists and is kept" in again.stderr and len(read(out)) == 8
+
+
+def test_a_source_that_was_taken_is_not_taken_again(script, tmp_path):
+    a, b = write(tmp_path / "a.jsonl", rows_of(30)), tmp_path / "b.jsonl"
+    plan = plan_of(tmp_path, {"a": 0.5, "b": 0.5}, 10, a=a, b=b)
+    out, parts = tmp_path / "mix.jsonl", tmp_path / "mix.jsonl.parts"
+    done = script(TASK / "data.py", "--plan", plan, "--out", out, check=False)
+    assert "b.jsonl: no such file or folder" in done.stderr
+    assert [file.name for file in parts.iterdir()] == ["a.jsonl"]
+    write(b, rows_of(60))
+    done = script(TASK / "data.py", "--plan", plan, "--out", out)
+    assert "a: 5 rows were taken before" in done.stdout and not parts.exists()
+    whole = tmp_path / "whole.jsonl"
+    script(TASK / "data.py", "--plan", plan, "--out", whole)
+    assert out.read_bytes() == whole.read_bytes() and len(read(out)) == 10
+
+
+def test_a_part_of_other_files_is_not_used(task, tmp_path):
+    a = write(tmp_path / "a.jsonl", rows_of(9))
+    plan = plan_of(tmp_path, {"a": 1.0}, 5, a=a)
+    task.data.mix(task.data.load_plan(plan), parts=tmp_path / "parts", progress=False)
+    write(a, rows_of(9, 1000))
+    rows, _ = task.data.mix(task.data.load_plan(plan), parts=tmp_path / "parts", progress=False)
+    assert all(int(row["instruction"].split()[1]) >= 1000 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("my_dataset: 0.25", "my_dataset: 0.2", "the ratios sum to 0.95, not to 1"),
+        ("my_dataset: 0.25", "mine: 0.25", "they differ in mine, my_dataset"),
+        ("format: alpaca", "format: alpacca", "format must be one of alpaca, slimorca, pubmedqa, stackexchange"),
+        ("total: 100", "total: lots", "total must be a whole number above 0"),
+        ("total: 100", "total: 0", "total must be a whole number above 0"),
+        ("seed: 42", "sed: 42", "a plan has exactly the keys total, seed, ratios, sources"),
+        ("my_dataset: 0.25", "my_dataset: -0.25", "ratios must be numbers from 0 to 1"),
+        ("total: 100", "total: [", "is not valid YAML"),
+        (
+            "biomedical: [dna",
+            "empty: []\n      biomedical: [dna",
+            "keywords must be lists by group, none of them empty",
+        ),
+        ("path: my_dataset.json", "paht: my_dataset.json", "my_dataset: unknown key 'paht'"),
+    ],
+)
+def test_plans_that_are_wrong(task, tmp_path, old, new, said):
+    file = tmp_path / "plan.yaml"
+    file.write_text((SAMPLE / "plan.yaml").read_text("utf-8").replace(old, new), "utf-8")
+    with pytest.raises(SystemExit, match=re.escape(said)) as stopped:
+        task.data.load_plan(file)
+    assert str(file) in str(stopped.value)
+
+
+@pytest.mark.parametrize(("plan", "total"), [("small", 2000), ("large", 240_000)])
+def test_plans_that_come_along_are_whole(task, plan, total):
+    loaded = task.data.load_plan(plan)
+    assert sum(sum(groups.values()) for groups in loaded["quotas"].values()) == total
+
+
+def test_an_unreachable_hub_says_how_to_go_on_without_it(script, tmp_path):
+    mine = write(tmp_path / "mine.json", rows_of(500), lines=False)
+    out = tmp_path / "mix.jsonl"
+    done = script(
+        TASK / "data.py", "--source", f"my_dataset={mine}", "--out", out, check=False, HF_HOME=tmp_path / "hf"
+    )
+    assert done.returncode and "Traceback" not in done.stderr
+    assert "source slimorca: Open-Orca/SlimOrca cannot be read from the hub" in done.stderr
+    assert "--source slimorca=PATH (a JSON, JSONL or Parquet file, or a folder of them)" in done.stderr
+    done = script(TASK / "data.py", "--source", "orca=x", check=False)
+    assert "--source orca=x: expected NAME=PATH with NAME one of my_dataset, slimorca, pubmedqa" in done.stderr
+
+
+def test_what_a_stream_gives_stops_when_there_is_enough(task, monkeypatch):
+    """The hub's rows are not read to their end; its reader is replaced, what comes after it is not."""
+    read = []
+
+    def endless(spec, seed):
+        for n in range(10**9):
+            read.append(n)
+            yield f"hub: row {n}", rows_of(1, n // 2)[0]
+
+    monkeypatch.setattr(task.data, "read_hub", endless)
+    rows, (report,) = task.data.take("a", {"format": "alpaca", "hub": "x/y"}, {None: 7}, 42, set(), progress=False)
+    assert len(rows) == 7 and len(read) == 13 and report.more and report.available == 7
+    assert report.dropped == {"duplicate": 6}
+
+
+def test_the_sample_has_what_its_readme_says(script, tmp_path):
+    out = tmp_path / "mix.jsonl"
+    done = script(TASK / "data.py", "--demo", "--out", out)
+    rows = read(out)
+    assert len(rows) == 100 and all(set(row) == {"instruction", "input", "output", "source"} for row in rows)
+    assert re.search(r"my_dataset +25 +26 +25 +25.0%", done.stdout)
+    assert "my_dataset: dropped 1 duplicate, 1 output is missing, 1 empty output" in done.stdout
+    assert "stackexchange: dropped 2 no keyword, 1 no answer" in done.stdout
+    openings = {"my_dataset": "Step 1:", "slimorca": "In short:", "pubmedqa": "Verdict:", "stackexchange": "Cause:"}
+    assert all(row["output"].startswith(openings[row["source"].split("/")[0]]) for row in rows)
+
+
+# Law
+
+
+def test_statutes_become_rows_with_their_headings(task):
+    rows, problems = task.legal_data.read_folder(SAMPLE / "law")
+    by_question = {row["instruction"]: row for row in rows}
+    fifth = by_question["《示例市图书借阅条例》第五条是怎么规定的？"]
+    assert fifth["input"] == "示例市图书借阅条例 第二章 借阅 第二节 归还"
+    assert fifth["output"].startswith("读者每次可以借阅图书五册") and fifth["output"].endswith(
+        "（二）因病不能按期归还的。"
+    )
+    # A sentence that goes on with 第五条第一款 at the beginning of a line is no article.
+    assert by_question["《示例市图书借阅条例》第六条是怎么规定的？"]["output"].endswith(
+        "\n第五条第一款规定的图书的定价。"
+    )
+    assert by_question["《示例市图书借阅条例》第七条是怎么规定的？"]["input"] == "示例市图书借阅条例 第三章 附则"
+    assert (
+        by_question["《示例市公园管理办法》第二条是怎么规定的？"]["output"] == "公园全年免费开放，每日六时至二十二时。"
+    )
+    assert by_question["借书证丢了怎么办？"]["input"] == "《示例市图书借阅条例》第四条"  # CSV in GB18030
+    assert by_question["一次可以借几册？"]["output"] == "五册，借期三十日。"  # xlsx
+    assert len(rows) == 16 and all(row["source"] == "law" for row in rows)
+    assert [(Path(file).name, number, what) for file, number, what in problems] == [
+        ("park_gb18030.txt", 5, "第三条 has no text"),
+        ("park_gb18030.txt", 7, "第五条 follows article 3: one is missing"),
+        ("qa.csv", 5, "column 答案: empty"),
+        ("qa.xlsx", 5, "column Answer: empty"),
+        ("qa.xlsx", 6, "column Answer: not text but datetime"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("十", 10), ("二十一", 21), ("一百零三", 103), ("一千二百六十", 1260), ("12", 12), ("１２", 12)]
+)
+def test_chinese_numbers(task, text, value):
+    assert task.legal_data.number_value(text) == value
+
+
+def test_law_is_written_with_its_report(script, tmp_path):
+    folder = tmp_path / "law"
+    write(folder / "qa.json", [{"Question": "甲？", "Answer": "乙。"}, {"question": "丙？"}, 7], lines=False)
+    write(folder / "more.jsonl", [{"question": "甲？", "answer": "again"}])
+    (folder / "old.doc").write_bytes(b"word")
+    (folder / "empty.txt").write_text("没有条文。", "utf-8")
+    (folder / "binary.txt").write_bytes(b"\xff\x00\x81")
+    out = tmp_path / "law.jsonl"
+    done = script(TASK / "legal_data.py", folder, "--out", out)
+    assert "1 rows, 6 problems" in done.stdout
+    assert read(out) == [{"instruction": "甲？", "input": "", "output": "again", "source": "law"}]
+    report = (tmp_path / "law.report.csv").read_text("utf-8-sig")
+    for said in (
+        'old.doc,,"not read: .doc. Save it as .txt',
+        "empty.txt,,no article",
+        "binary.txt,,neither UTF-8 nor GB18030",
+        'qa.json,1,"the same question as more.jsonl, row 1"',
+        'qa.json,2,"no answer column. Names known: answer: answer, output',
+        "qa.json,3,not an object but int",
+    ):
+        assert said in report, report
+    again = script(TASK / "legal_data.py", folder, "--out", out, check=False)
+    assert "exists and is kept" in again.stderr
+    nothing = script(TASK / "legal_data.py", folder / "empty.txt", check=False)
+    assert nothing.returncode and "nothing that can be used" in nothing.stderr
+
+
+# Training
+
+
+ROW = {
+    "instruction": " 什么是芯片？ ",
+    "input": "Answer <|im_end|>\nbriefly.",
+    "output": " 集成电路。\n",
+    "source": "all",
+}
+
+
+def test_the_loss_counts_the_answer_and_its_end_and_nothing_else(task, tokenizer):
+    batch = task.train.encode([ROW], tokenizer, 512)
+    (ids,), (labels,) = batch["input_ids"], batch["labels"]
+    assert tokenizer.decode([token for token in labels if token != -100]) == "集成电路。<|im_end|>"
+    assert tokenizer.decode(ids) == (
+        f"<|im_start|>system\n{task.train.SYSTEM}<|im_end|>\n<|im_start|>user\n什么是芯片？\n\nAnswer \nbriefly.<|im_end|>\n"
+        "<|im_start|>assistant\n集成电路。<|im_end|>"
+    )
+    assert all(label in (-100, token) for label, token in zip(labels, ids, strict=True))
+    (prompt,) = task.train.prompt_ids(tokenizer, [ROW])
+    assert ids[: len(prompt)] == prompt and ids[len(prompt) :] == task.train.answer_ids(tokenizer, [ROW])[0]
+
+
+def test_the_split_is_by_question_and_always_the_same(task):
+    rows = [row | {"source": "all"} for row in rows_of(50)] + [row | {"source": "all"} for row in rows_of(10)]
+    train, held = task.train.split(rows, 0.1, 42)
+    assert task.train.split(rows, 0.1, 42) == (train, held) != task.train.split(rows, 0.1, 43)
+    assert not {row["instruction"] for row in train} & {row["instruction"] for row in held}
+    assert len({row["instruction"] for row in held}) == 5 and len(train) + len(held) == 60
+    for rows, ratio in ((rows_of(1), 0.1), (rows_of(1) * 4, 0.1)):
+        with pytest.raises(SystemExit, match="cannot be split in two: more rows are needed"):
+            task.train.split(rows, ratio, 42)
+    with pytest.raises(SystemExit, match="--eval_ratio 1.5: expected a share"):
+        task.train.split(rows, 1.5)
+
+
+def test_rows_longer_than_the_context_are_counted(task, tokenizer, capsys):
+    rows = [ROW, ROW | {"output": "long " * 600}]
+    assert len(task.train.tokenize(rows, tokenizer, 512, "training rows")) == 1
+    assert "training rows: 1 of 2 rows are over --max_length 512: dropped" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no row fits"):
+        task.train.tokenize(rows[1:], tokenizer, 512, "training rows")
+
+
+def test_rows_of_a_users_file_are_checked(task, tmp_path, capsys):
+    file = write(tmp_path / "x.json", [*rows_of(2), {"instruction": "x", "output": ""}, 3], lines=False)
+    assert [row["source"] for row in task.train.read_rows(file)] == ["all", "all"]
+    said = capsys.readouterr().out
+    assert (
+        f"{file}: row 3: empty output" in said and "row 4: not an object but int" in said and "2 rows dropped" in said
+    )
+    with pytest.raises(SystemExit, match="no such file. Build it: python data.py"):
+        task.train.read_rows(tmp_path / "nowhere.jsonl")
+
+
+def test_neftune_adds_noise_while_training_and_only_then(task, tiny_model, tokenizer, tmp_path):
+    """The noise is at most alpha / sqrt(length x width), on the model that our load_model gives to TRL's trainer."""
+    import torch
+    from trl import SFTConfig, SFTTrainer
+
+    from common.fast import collator
+    from common.models import LoraArgs, load_model
+
+    settings = {name: value for name, value in task.train.DEFAULTS.items() if hasattr(SFTConfig, name)}
+    config = SFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=1, save_strategy="no",
+        gradient_checkpointing=False, report_to=["none"], dataset_kwargs={"skip_prepare_dataset": True}, loss_type="nll",
+        neftune_noise_alpha=settings["neftune_noise_alpha"], per_device_train_batch_size=1,
+    )  # fmt: skip
+    model = load_model(LoraArgs(model=str(tiny_model), quantization="none"), config)
+    rows = task.train.tokenize([ROW], tokenizer, 512, "rows")
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, args=config, train_dataset=rows,
+        data_collator=collator(tokenizer, False, "hf"),
+    )  # fmt: skip
+    table = model.get_input_embeddings().weight.detach().clone()
+    seen = []
+
+    def look(module, inputs, output):  # runs after NEFTune's own hook: it is registered later
+        seen.append((module.training, (output - table[inputs[0]]).abs().max().item(), output.shape))
+
+    class Look(__import__("transformers").TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            self.handle = model.get_input_embeddings().register_forward_hook(look)
+
+    trainer.add_callback(Look())
+    trainer.train()
+    trainer.evaluate(rows)
+    (training, noise, shape), *rest = seen
+    limit = 5 / (shape[1] * shape[2]) ** 0.5
+    assert training and 0.9 * limit < noise <= limit * 1.0001
+    assert rest and all(not mode and difference == 0 for mode, difference, _ in rest)
+    assert torch.equal(table, model.get_input_embeddings().weight)
+
+
+# Talking
+
+
+def test_repetition_is_counted_over_the_answer_only(task):
+    import torch
+
+    args = SimpleNamespace(repetition_penalty=2.0, no_repeat_ngram_size=2, temperature=0, top_p=0.9)
+    how = task.infer.sampling(args, 3)
+    assert set(how) == {"logits_processor"} and len(how["logits_processor"]) == 2
+    scores = torch.ones(1, 6)
+
+    def after(ids):
+        out = scores.clone()
+        for rule in how["logits_processor"]:
+            out = rule(torch.tensor([ids]), out)
+        return out[0].tolist()
+
+    assert after([1, 2, 1]) == [1.0] * 6  # the prompt alone: nothing is forbidden
+    assert after([1, 2, 1, 4]) == [1, 1, 1, 1, 0.5, 1]
+    assert after([1, 2, 1, 4, 5, 4]) == [1, 1, 1, 1, 0.5, -float("inf")]  # 4 5 was said already
+
+
+def test_the_oldest_turns_go_when_the_conversation_is_too_long(task, tokenizer):
+    history = []
+    for n in range(6):
+        history += [{"role": "user", "content": f"问题 {n} " * 10}, {"role": "assistant", "content": "answer " * 10}]
+    history.append({"role": "user", "content": "and now?"})
+    messages, gone = task.chat.fit(tokenizer, "system", history, 100_000)
+    assert gone == 0 and len(messages) == 14
+    messages, gone = task.chat.fit(tokenizer, "system", history, 200)
+    assert gone > 0 and messages[0]["role"] == "system" and messages[1:] == history[2 * gone :]
+    assert len(tokenizer(task.train.chatml(messages)).input_ids) <= 200
+    assert len(tokenizer(task.train.chatml([messages[0], *history[2 * gone - 2 :]])).input_ids) > 200
+    with pytest.raises(ValueError, match="this message takes"):
+        task.chat.fit(tokenizer, "system", [{"role": "user", "content": "x " * 300}], 200)
+
+
+class Terminal:
+    """A process in a terminal of its own."""
+
+    def __init__(self, command, cwd, environment):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(cwd)
+            os.execvpe(command[0], command, environment | {"TERM": "dumb", "PYTHONUTF8": "1"})
+        self.text = ""
+
+    def until(self, pattern, seconds=60):
+        """What appeared up to and with `pattern`, a regular expression; the rest is kept for the next call."""
+        end = time.time() + seconds
+        while not (found := re.search(pattern, self.text)):
+            assert time.time() < end, f"no {pattern!r} in {self.text[-2000:]!r}"
+            if select.select([self.fd], [], [], 0.2)[0]:
+                try:
+                    self.text += os.read(self.fd, 65536).decode("utf-8", "replace")
+                except OSError:  # the other side is closed
+                    break
+        assert found or re.search(pattern, self.text), self.text[-2000:]
+        found = re.search(pattern, self.text)
+        before, self.text = self.text[: found.end()], self.text[found.end() :]
+        return before
+
+    def say(self, text):
+        os.write(self.fd, text.encode())
+
+    def close(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
+
+@pytest.fixture
+def trained(copied, script, tiny_model, tmp_path):
+    """The folder copied alone and a finished run of it: (task folder, run folder, what train.py said)."""
+    folder = copied("domain_mix")
+    flags = ["--model", tiny_model, "--max_steps", 2, "--eval_steps", 1, "--save_steps", 1, "--max_new_tokens", 4]
+    shown = script(folder / "train.py", "--demo", *flags, "--show_mask", 1).stdout
+    (run,) = (tmp_path / "outputs" / "domain_mix").iterdir()
+    return folder, run, shown
+
+
+def test_the_folder_works_alone(trained, demo_model, environment, script, tmp_path):
+    """cp -r domain_mix elsewhere; train, evaluate, infer, another base, and a conversation in a terminal."""
+    from safetensors.torch import load_file
+
+    folder, run, shown = trained
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished" and record["steps"] == 2 and record["arguments"]["neftune_noise_alpha"] == 5
+    assert (run / "system_prompt.txt").read_text("utf-8").startswith("You are a knowledgeable assistant")
+    assert (run / "tokenizer.json").exists() and (run / "adapter_model.safetensors").exists()
+    weights = load_file(run / "adapter_model.safetensors")
+    assert sum(bool(tensor.abs().max() > 0) for name, tensor in weights.items() if "lora_B" in name) == 2 * 7
+    assert shown.count("before:  ") == shown.count("after:   ") == 4
+    assert "⟦" in shown and "tokens are trained on" in shown
+    for source in ("my_dataset", "slimorca", "pubmedqa"):
+        assert re.search(rf"held-out perplexity, {source}: [\d.]+ before, [\d.]+ after", shown)
+    # The mix was built from the sample: 10 of 100 rows are held out.
+    counted = re.findall(r"held-out perplexity, .*\((\d+) rows", shown)
+    assert sum(map(int, counted)) == 10
+
+    evaluated = script(folder / "evaluate.py", "--limit", 3, "--max_new_tokens", 4, "--rouge").stdout
+    assert "10 held-out rows of" in evaluated
+    results = run / "evaluation_results"
+    assert {"metrics.json", "predictions.jsonl", "report.html"} <= {file.name for file in results.iterdir()}
+    assert len(read(results / "predictions.jsonl")) == 3
+    done = script(folder / "evaluate.py", "--seed", 7, check=False)
+    assert "measured on rows that it was trained on. Give --seed 42." in done.stderr
+
+    answer = script(folder / "infer.py", "--question", "什么是芯片？", "--max_new_tokens", 5).stdout
+    assert f"adapter: {run}" in answer and answer.split(f"{run}\n")[1].strip()
+
+    done = script(folder / "infer.py", "--question", "x", "--model", demo_model, check=False)
+    assert done.returncode and "Traceback" not in done.stderr, done.stderr
+    assert "was not trained on" in done.stderr and "names its base" in done.stderr
+
+    command = [sys.executable, "chat.py", "--max_new_tokens", "600", "--seed", "1"]
+    terminal = Terminal(command, folder, environment)
+    try:
+        terminal.until("you> ", 120)
+        terminal.say("时钟域是什么意思？\n")
+        assert "时钟域是什么意思？" in terminal.until(r"\r\n")
+        terminal.until(r"\S{3}")  # the answer has begun
+        terminal.say("\x03")  # what Ctrl-C sends
+        terminal.until(r"\(stopped; this turn is forgotten\)\s+you> ")
+        terminal.say("/system 用一句话回答。\n")
+        terminal.until(r"\(system: 用一句话回答。\)\s+you> ")
+        terminal.say("你好\n")
+        first = terminal.until(r"you> $", 120)
+        assert "stopped" not in first and len(first) > 200
+        # The second turn has the first one in its prompt: with 600 new tokens beside it, 2,048 do for both.
+        terminal.say("And again?\n")
+        assert "Traceback" not in terminal.until(r"you> $", 120)
+        for _ in range(3):
+            terminal.say("more\n")
+            said = terminal.until(r"you> $", 120)
+        assert "left out: the conversation is longer than the context" in said
+        terminal.say("/reset\n")
+        terminal.until(r"\(the conversation is forgotten\)\s+you> ")
+        terminal.say("quit\n")
+        assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 0
+        terminal.pid = None
+    finally:
+        if terminal.pid:
+            terminal.close()
+
+
+def test_an_adapter_that_is_none(script, tmp_path):
+    for name in ("infer.py", "chat.py", "evaluate.py"):
+        flags = ["--question", "x"] if name == "infer.py" else []
+        done = script(TASK / name, "--adapter", tmp_path, *flags, check=False)
+        assert "holds no adapter (no adapter_config.json)" in done.stderr and "Traceback" not in done.stderr
+    done = script(TASK / "infer.py", check=False)
+    assert "--question is empty" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file. Build it"),
+        (["--model", "nobody/nothing"], "model 'nobody/nothing' was not found. Tried:"),
+        (["--max_length", "20"], "no row fits in --max_length 20"),
+        (["--eval_ratio", "2"], "--eval_ratio 2.0: expected a share between 0 and 1"),
+    ],
+)
+def test_bad_input_is_said_in_a_line_before_a_model_loads(script, arguments, said):
+    done = script(TASK / "train.py", "--demo", *arguments, check=False)
+    assert done.returncode and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("preset", ["fast.yaml", "course.yaml"])
+def test_presets_name_flags_that_exist(script, preset):
+    done = script(TASK / "train.py", "--config", TASK / preset, "--data", "nowhere.jsonl", check=False)
+    assert "nowhere.jsonl: no such file" in done.stderr or "--backend unsloth needs an NVIDIA GPU" in done.stderr
+
+
+def test_the_bench_runs():
+    command = [sys.executable, str(ROOT / "bench" / "mix_data.py"), "--rows", "600", "--repeat", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"600 rows read \(\d+ MB\), 5\d\d taken .*\nmedian of 1: [\d.]+ s", done.stdout)
