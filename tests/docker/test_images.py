@@ -15,6 +15,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 BASE, MEDICAL = "finetune-test-base", "finetune-test-medical"
 DEMO_MODEL = "demo/SmolLM2-135M-Instruct"
+BUILD = ["build", "--network", "host"]
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +39,25 @@ def docker():
 @pytest.fixture(scope="module")
 def medical(docker, tmp_path_factory):
     """The medical image, built from a copy of its folder in which lies what must stay outside."""
-    build = ["build", "--network", "host"]
-    docker(*build, "--build-arg", "CUDA_IMAGE=finetune-test-cuda", "-t", BASE, REPO / "docker", check=True)
-    context = tmp_path_factory.mktemp("context") / "medical"
-    leave = shutil.ignore_patterns("__pycache__", "outputs", "models", "data")
-    shutil.copytree(REPO / "medical", context, ignore=leave)
-    pins = (REPO / "requirements-cpu.txt").read_text()
-    if not os.environ.get("PIP_FIND_LINKS"):  # no torch wheel at hand: the CPU build's own index has it
-        pins = f"--extra-index-url https://download.pytorch.org/whl/cpu\n{pins}"
-    (context / "requirements.txt").write_text(pins)
+    docker(*BUILD, "--build-arg", "CUDA_IMAGE=finetune-test-cuda", "-t", BASE, REPO / "docker", check=True)
+    context = copy_context("medical", tmp_path_factory)
     for planted in (".env", "weights.safetensors", "models/a/model.gguf", "data/a.csv", "outputs/run/run.json"):
         (context / planted).parent.mkdir(parents=True, exist_ok=True)
         (context / planted).write_text("HF_TOKEN=hf_planted\n")
     (context / "infer.py").chmod(0o600)  # as on a machine with umask 077
-    docker(*build, "--build-arg", f"BASE_IMAGE={BASE}", "-t", MEDICAL, context, check=True, timeout=1200)
+    docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", MEDICAL, context, check=True, timeout=1200)
     return MEDICAL
+
+
+def copy_context(task, tmp_path_factory):
+    """A copy of a task's folder with the CPU pins as its requirements."""
+    context = tmp_path_factory.mktemp("context") / task
+    shutil.copytree(REPO / task, context, ignore=shutil.ignore_patterns("__pycache__", "outputs", "models", "data"))
+    pins = (REPO / "requirements-cpu.txt").read_text()
+    if not os.environ.get("PIP_FIND_LINKS"):  # no torch wheel at hand: the CPU build's own index has it
+        pins = f"--extra-index-url https://download.pytorch.org/whl/cpu\n{pins}"
+    (context / "requirements.txt").write_text(pins)
+    return context
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +137,7 @@ def test_help_needs_no_mounts(run):
 def test_unknown_verb_names_those_there_are(run):
     done = run([], "trian")
     assert done.returncode == 2
-    assert done.stderr == "unknown verb 'trian'; this image has: data infer train bash python\n"
+    assert done.stderr == "unknown verb 'trian'; this image has: data evaluate infer train bash python\n"
 
 
 def test_nothing_mounted_ends_at_once_with_the_flags_to_add(run):
@@ -199,3 +204,17 @@ def test_docker_stop_ends_training_before_its_first_step(docker, medical, models
         assert docker("inspect", container, "--format", "{{.State.ExitCode}}").stdout.strip() == "143"
     finally:
         docker("rm", "-f", container)
+
+
+@pytest.mark.parametrize("task", ["alpaca", "domain_mix"])
+def test_every_other_folder_is_an_image_too(docker, medical, models, task, tmp_path, tmp_path_factory):
+    """Built from its folder alone, it trains its demo with no network. (medical stands for the base being there.)"""
+    image = f"finetune-test-{task.replace('_', '-')}"
+    context = copy_context(task, tmp_path_factory)
+    docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", image, context, check=True, timeout=1200)
+    outputs = tmp_path / "outputs"
+    mounts = [mount(models, "models", "ro"), mount(outputs, "outputs")]
+    demo = ["--demo", "--max_steps", "1", "--max_new_tokens", "4"]
+    done = docker("run", "--rm", "--network=none", *mounts, image, *demo)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(outputs.glob(f"{task}/*/adapter_model.safetensors"))) == 1
