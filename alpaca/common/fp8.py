@@ -4,30 +4,7 @@
 E4M3 has 4 bits of exponent and 3 of mantissa; its largest number is 448. On a CPU the same numbers come out, slowly.
 """
 
-import functools
-
 import torch
-
-
-@functools.cache
-def _kernel():
-    import triton
-    import triton.language as tl
-
-    # Triton looks names up among the module's globals.
-    globals()["tl"] = tl
-
-    @triton.jit
-    def quantize_rows(x, out, scales, columns, BLOCK: tl.constexpr):
-        row = tl.program_id(0).to(tl.int64)
-        offsets = tl.arange(0, BLOCK)
-        inside = offsets < columns
-        values = tl.load(x + row * columns + offsets, mask=inside, other=0).to(tl.float32)
-        scale = tl.maximum(tl.max(tl.abs(values)), 1e-12) / 448.0
-        tl.store(out + row * columns + offsets, (values / scale).to(tl.float8e4nv), mask=inside)
-        tl.store(scales + row, scale)
-
-    return quantize_rows, triton.next_power_of_2
 
 
 def quantize(x):
@@ -35,16 +12,12 @@ def quantize(x):
 
     The largest magnitude of a row becomes 448, so an element is off by 1/16 of itself at most.
     """
-    if not x.is_cuda:
-        scales = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448
-        return (x.float() / scales).to(torch.float8_e4m3fn), scales
-    x = x.contiguous()
-    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
-    scales = torch.empty(len(x), 1, device=x.device)
-    quantize_rows, next_power_of_2 = _kernel()
-    block = next_power_of_2(x.shape[1])
-    quantize_rows[(len(x),)](x, out, scales, x.shape[1], block, num_warps=min(32, max(4, block // 1024)))
-    return out, scales
+    if x.is_cuda:
+        from common import fp8_kernel
+
+        return fp8_kernel.quantize(x)
+    scales = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448
+    return (x.float() / scales).to(torch.float8_e4m3fn), scales
 
 
 def product(x, weight, dtype):
