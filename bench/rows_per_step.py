@@ -66,10 +66,6 @@ def run(recipe, lr, seed, args, max_steps=-1):
     model = models.load_model(model_args, config)
     if recipe["quantization"] == "fp8":
         fast.to_fp8(model)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    losses = []
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -77,6 +73,7 @@ def run(recipe, lr, seed, args, max_steps=-1):
         train_dataset=data["train"],
         data_collator=fast.collator(tokenizer, recipe["packing"], "hf"),
     )
+    models.widen_adapters(model)
     before = heldout_loss(model, data["test"], tokenizer.pad_token_id)["loss"] if max_steps < 0 else None
     start = time.time()
     trainer.train()

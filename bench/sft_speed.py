@@ -117,9 +117,7 @@ def measure(name, args):
         model=model, processing_class=tokenizer, args=config, train_dataset=data, data_collator=counting
     )
     trainer.add_callback(Clock())
-    for parameter in model.parameters() if not models.sharded() else ():  # adapters in 32 bits, as in common/runs.py
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    models.widen_adapters(model)
     torch.cuda.reset_peak_memory_stats()
     if args.profile:
         return profile(trainer, name)

@@ -42,8 +42,9 @@ def generate(
     """The model's continuation of each prompt (a list of lists of token ids), in the order given, without eos.
 
     Greedy unless a temperature is given; `how` may have any of generate's settings (top_p, repetition_penalty, ...).
-    With return_ids=True: the token ids instead, up to and with eos where the model stopped by itself. Prompts are batched by length and padded on the
-    left, since a decoder goes on from the last position. A streamer prints a single answer while it is written.
+    With return_ids=True: the token ids instead, up to and with eos where the model stopped by itself. Prompts are
+    batched by length and padded on the left, since a decoder goes on from the last position. A streamer prints a
+    single answer while it is written.
     """
     import torch
     from tqdm import tqdm

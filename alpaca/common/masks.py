@@ -1,6 +1,8 @@
 # Generated from common/masks.py: edit that file, then run `make sync`.
 """Which tokens a model is trained on: counted before every run, shown with --show_mask N."""
 
+import itertools
+
 TRAINED, SKIPPED, PLAIN = "\033[32m", "\033[90m", "\033[0m"
 
 
@@ -40,14 +42,10 @@ def trained_share(dataset) -> float:
 def show_mask(dataset, tokenizer, count: int):
     """Print `count` rows: green is trained on, grey only read; between ⟦ ⟧ as well, for a terminal without colours."""
     for row in dataset.select(range(min(count, len(dataset)))) if count else ():
-        labels, text, inside = labels_of(row), "", False
-        pieces = [(token, label != -100) for token, label in zip(row["input_ids"], labels, strict=True)]
-        start = 0
-        for end in range(1, len(pieces) + 1):
-            if end == len(pieces) or pieces[end][1] != pieces[start][1]:
-                inside = pieces[start][1]
-                part = tokenizer.decode([token for token, _ in pieces[start:end]])
-                text += f"{TRAINED}⟦{part}⟧{PLAIN}" if inside else f"{SKIPPED}{part}{PLAIN}"
-                start = end
+        labels, text = labels_of(row), ""
+        pairs = zip(row["input_ids"], labels, strict=True)
+        for inside, group in itertools.groupby(pairs, key=lambda pair: pair[1] != -100):
+            part = tokenizer.decode([token for token, _ in group])
+            text += f"{TRAINED}⟦{part}⟧{PLAIN}" if inside else f"{SKIPPED}{part}{PLAIN}"
         trained = sum(label != -100 for label in labels)
         print(f"{text}\n-- {trained} of {len(labels)} tokens are trained on ({trained / len(labels):.0%})\n")

@@ -65,6 +65,16 @@ def sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
+def widen_adapters(model):
+    """Adapters in 32 bits, whatever a trainer made of them: 16 bits lose small updates, and TRL's bf16 adapters cannot
+    be scaled for fp16 on a T4. FSDP has a copy of its own."""
+    import torch
+
+    for parameter in model.parameters() if not sharded() else ():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+
+
 def no_cuda() -> str:
     """Why torch sees no GPU, and what to do."""
     import torch

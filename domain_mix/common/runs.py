@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from common.masks import trained_share
-from common.models import sharded
+from common.models import sharded, widen_adapters
 from common.paths import TASK_DIR, check_disk, output_dir
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
@@ -157,10 +157,7 @@ class Run:
             raise SystemExit(
                 f"the trainer sees {seen:,} tokens instead of {self.tokens:,}: it cuts rows at another length."
             )
-        for parameter in trainer.model.parameters() if not sharded() else ():
-            # 16-bit adapters lose small updates, and TRL's bf16 adapters cannot be scaled for fp16 on a T4.
-            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-                parameter.data = parameter.data.float()
+        widen_adapters(trainer.model)
         start = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0
         if self.main:
             self._cut_metrics(start)
