@@ -168,6 +168,57 @@ def isolation():
     check("isolation: the changed row's outputs that stayed the same", 1 - moved, 0.1)
 
 
+def decoding():
+    """The recorded step against transformers' generate, its draws against the softmax, and new weights seen by it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from common.decoding import decode
+
+    shape = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=8)
+    config = Qwen2Config(vocab_size=512, num_key_value_heads=2, **shape)
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).cuda()
+    model.lm_head.weight.data *= 10  # or every token is as likely as another
+    model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")).eval()
+    prompts = [torch.randint(2, 512, (n,)).tolist() for n in (5, 40, 17, 3)]
+
+    def differing():
+        ours, count = decode(model, prompts, 48, 0, 1, 0), 0
+        for prompt, row in zip(prompts, ours, strict=True):
+            ids = torch.tensor([prompt], device="cuda")
+            options = dict(max_new_tokens=48, do_sample=False, eos_token_id=1, pad_token_id=0)
+            theirs = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :]
+            count += row != theirs.tolist()
+        return ours, count / len(prompts)
+
+    first, share = differing()
+    check("decoding: greedy rows that differ from generate's", share, 0)
+    for name, each in model.named_parameters():
+        if "lora_B" in name:
+            each.data.normal_(std=0.5)  # in place, as an optimizer does it
+    second, share = differing()
+    check("decoding: the same after an update of the adapters", share, 0)
+    check("decoding: rows that the update left alone", sum(a == b for a, b in zip(first, second, strict=True)) / 4, 0.5)
+    with model.disable_adapter():
+        third, share = differing()
+    check("decoding: rows without adapters that differ from the first ones", float(first != third) + share, 0)
+
+    many = [prompts[0]] * 4096
+    torch.manual_seed(3)
+    drawn = decode(model, many, 2, 0.7, 1, 0)
+    counts = torch.bincount(torch.tensor([row[0] for row in drawn]), minlength=512) / 4096
+    wanted = (model(torch.tensor([prompts[0]], device="cuda")).logits[0, -1].float() / 0.7).softmax(-1).cpu()
+    check("decoding: distance of 4096 draws from the softmax", (counts - wanted).abs().sum().item() / 2, 0.15)
+    torch.manual_seed(3)
+    check(
+        "decoding: draws of a replay with the same seed that differ",
+        float(drawn != decode(model, many, 2, 0.7, 1, 0)),
+        0,
+    )
+    check("decoding: draws with another seed that are the same", float(drawn == decode(model, many, 2, 0.7, 1, 0)), 0)
+
+
 if __name__ == "__main__":
     if fast.varlen_kernel() is None:
         raise SystemExit("needs an NVIDIA GPU from Ampere on and torch 2.11 or newer")
@@ -179,4 +230,5 @@ if __name__ == "__main__":
         lora(kind)
     isolation()
     whole_model()
+    decoding()
     raise SystemExit(f"{len(failed)} failed: {failed}" if failed else 0)

@@ -3,7 +3,7 @@
 
 import math
 
-from common import fast, models
+from common import decoding, fast, models
 
 
 def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict:
@@ -44,18 +44,29 @@ def generate(
     Greedy unless a temperature is given; `how` may have any of generate's settings (top_p, repetition_penalty, ...).
     With return_ids=True: the token ids instead, up to and with eos where the model stopped by itself. Prompts are
     batched by length and padded on the left, since a decoder goes on from the last position. A streamer prints a
-    single answer while it is written.
+    single answer while it is written. On a GPU common/decoding.py does the work where it can: greedy, or sampling from
+    the whole distribution (top_k=0, top_p=1).
     """
     import torch
     from tqdm import tqdm
 
     how = dict(repetition_penalty=1.0) | how  # Qwen's own settings have 1.05, which is not greedy any more
     return_ids = how.pop("return_ids", False)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    whole = {"temperature": how.get("temperature"), "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0}
+    graph = model.device.type == "cuda" and not streamer and models.import_backend(backend) == "hf"
+    graph = graph and not models.sharded() and (how == whole or how == dict(repetition_penalty=1.0))
+    # The longest first: if memory is short, that shows at once.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers = [""] * len(prompts)
     with models.inference(model, backend), torch.no_grad():
         for start in tqdm(range(0, len(order), batch_size), desc="answers", leave=False, disable=bool(streamer)):
             batch = [prompts[i] for i in order[start : start + batch_size]]
+            if graph:
+                ends = tokenizer.eos_token_id, tokenizer.pad_token_id
+                rows = decoding.decode(model, batch, max_new_tokens, how.get("temperature", 0), *ends)
+                for i, row in zip(order[start : start + batch_size], rows, strict=True):
+                    answers[i] = row if return_ids else tokenizer.decode(row, skip_special_tokens=True).strip()
+                continue
             width = max(map(len, batch))
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in batch], device=model.device)
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device)
