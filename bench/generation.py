@@ -40,7 +40,7 @@ def main():
     made, first = [], None
     for size in args.batches:
         asked = prompts[:4] if size == 1 else prompts  # one by one: four are enough to know
-        generate(model, tokenizer, asked[:size], 4, size, backend)  # warms up
+        generate(model, tokenizer, asked[:size], args.max_new_tokens, size, backend)  # warms up, and records its step
         start = time.time()
         answers = generate(model, tokenizer, asked, args.max_new_tokens, size, backend)
         seconds = time.time() - start

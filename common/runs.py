@@ -44,14 +44,16 @@ class Run:
     """The plan, the folder and the record of one training run.
 
     config: the trainer's config; its output_dir becomes the run's folder. args, model_args: the script's own flags.
-    dataset: the tokenized training set, a `datasets.Dataset` with a column input_ids.
+    dataset: the tokenized training set, a `datasets.Dataset` with a column input_ids; for GRPO that of the prompts.
+    draw: called with the run's folder instead of drawing loss.png.
     """
 
-    def __init__(self, config, args, model_args, dataset):
+    def __init__(self, config, args, model_args, dataset, draw=None):
+        self.draw, self.group = draw, getattr(config, "num_generations", None) or 1  # GRPO: completions a prompt
         self.model, self.price = model_args.model, args.price_per_hour
         self.rows, self.tokens, self.share = len(dataset), count_tokens(dataset), trained_share(dataset)
         self.rows_a_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
-        steps_an_epoch = math.ceil(self.rows / self.rows_a_step)
+        steps_an_epoch = math.ceil(self.rows * self.group / self.rows_a_step)
         self.steps = config.max_steps if config.max_steps > 0 else math.ceil(steps_an_epoch * config.num_train_epochs)
 
         arguments = json.loads(json.dumps(config.to_dict() | vars(args) | vars(model_args), default=str))
@@ -105,12 +107,18 @@ class Run:
             return False
 
     def _print_plan(self):
-        epochs = self.steps * self.rows_a_step / self.rows
-        print(
+        epochs = self.steps * self.rows_a_step / (self.rows * self.group)
+        plan = (
             f"plan: {self.rows:,} rows, {self.tokens:,} tokens ({self.tokens / self.rows:.0f} a row, {self.share:.0%} "
             f"trained on); {self.steps:,} optimizer "
-            f"steps of {self.rows_a_step} rows = {epochs:.2g} epochs, about {self.tokens * epochs:,.0f} tokens\nrun:  {self.folder}"
+            f"steps of {self.rows_a_step} rows = {epochs:.2g} epochs, about {self.tokens * epochs:,.0f} tokens"
         )
+        if self.group > 1:
+            plan = (
+                f"plan: {self.rows:,} prompts of {self.tokens / self.rows:.0f} tokens; {self.steps:,} optimizer steps of "
+                f"{self.rows_a_step} completions, {self.group} a prompt = {epochs:.2g} epochs"
+            )
+        print(f"{plan}\nrun:  {self.folder}")
         if self.steps > 10_000:
             print(
                 f"      {self.steps:,} steps are days on any card. --max_steps 2000: {2000 * self.rows_a_step:,} rows"
@@ -238,10 +246,12 @@ class Run:
         return Recorder()
 
     def plot(self):
-        """Draw loss.png from metrics.jsonl, if anything was logged."""
+        """Draw loss.png, or what `draw` draws, from metrics.jsonl, if anything was logged."""
         file = self.folder / "metrics.jsonl"
         if not self.main or not file.exists():
             return
+        if self.draw:
+            return self.draw(self.folder)
         import matplotlib
 
         matplotlib.use("Agg")
