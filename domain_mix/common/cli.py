@@ -219,7 +219,7 @@ def _print_help(script, parser, defaults, demo, trainer):
         if action.dest not in defaults:
             choices = f" {{{','.join(action.choices)}}}" if action.choices else ""
             shown = "" if action.default in (None, False) else f" ({action.default})"
-            rows.append((f"--{action.dest}{choices}", f"{action.help}{shown}"))
+            rows.append((f"--{action.dest}{choices}", action.help.replace("%%", "%") + shown))
     rows.append(("", ""))
     for name, value in defaults.items():
         small = f" [demo: {demo[name]}]" if name in demo else ""

@@ -1,0 +1,366 @@
+"""Read math word problems (GSM8K and what looks like it), check them, put them into words; or make some.
+
+    python data.py --check DATA                     what is in it, and how much the test questions share with training
+    python data.py --arithmetic 80 --out DIR        made-up word problems, DIR/train.jsonl and DIR/test.jsonl
+    python data.py --arithmetic 2000 --level 2 --out DIR
+
+DATA: a folder with train.jsonl and test.jsonl (or Parquet), one JSONL file, or a name on the hub. A row is
+{"question": ..., "answer": "the solution\\n#### 72"}, as in GSM8K. Without --data: R1_GRPO_DATA_DIR, DATA_DIR/r1_grpo, hub.
+"""
+
+import argparse
+import json
+import random
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cli import arg
+
+HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
+# What the model is asked for. The rewards look for exactly these tags.
+SYSTEM = """Think before you answer. Write in this form, and nothing else:
+<reasoning>
+your steps
+</reasoning>
+<answer>
+the number alone
+</answer>"""
+FORM = "<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+EXAMPLES = 10  # problems described; the counts say how many there are
+# <|im_end|> inside a question would end the turn in the middle of it: tokenizers take the text for the token.
+CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+NGRAM = 8  # words in a row that two different problems seldom share
+
+
+@dataclass
+class DataArgs:
+    """Flags of every script that reads problems."""
+
+    data: str | None = arg(
+        None, "folder with train and test, a JSONL file, a hub name (default: R1_GRPO_DATA_DIR, DATA_DIR/r1_grpo, hub)"
+    )
+    max_prompt_tokens: int = arg(256, "longer prompts are left out and counted: TRL has no such option any more")
+
+
+# -- numbers
+
+
+def normalise(text):
+    """A number as it is compared: "$1,600.00", "1600." and "１６００" are all "1600". What is no number stays a text."""
+    text = unicodedata.normalize("NFKC", text)  # full-width digits, signs and commas
+    text = text.strip().translate(str.maketrans({"−": "-", "–": "-", "—": "-"}))
+    text = re.sub(r"^(-?)\s*\$\s*(-?)", r"\1\2", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)  # thousands only: 1,5 is not 15
+    text = re.sub(r"^(-?\d+)\.0*$", r"\1", text)
+    return re.sub(r"^(-?)0+(?=\d)", r"\1", text)
+
+
+def gold_of(answer):
+    """The number after ####, normalised; None where there is not exactly one or it is no number."""
+    parts = answer.split("####")
+    number = normalise(parts[1]) if len(parts) == 2 else ""
+    return number if re.fullmatch(r"-?\d+(\.\d+)?(/\d+)?", number) else None
+
+
+def ideal(row):
+    """The completion that earns every reward: the row's own solution, without GSM8K's calculator notes, in the form."""
+    solution = re.sub(r"<<[^>]*>>", "", row["answer"].split("####")[0]).strip()
+    return FORM.format(reasoning=solution, answer=row["gold"])
+
+
+# -- reading
+
+
+def read_splits(source=None):
+    """(training rows, test rows, report): dicts with question, answer (as it was) and gold.
+
+    A source of one file only is split: every tenth question, in an order of its own, is for the test.
+    Raises SystemExit where nothing can be read or no row is usable.
+    """
+    source = str(source or default_source())
+    splits = load(source)
+    report = {"source": source, "dropped": Counter(), "problems": []}
+    rows = {name: clean(raw, name, report) for name, raw in splits.items()}
+    report |= {"read": {name: len(raw) for name, raw in splits.items()}}
+    if not rows["train"]:
+        raise SystemExit(f"{format_report(report)}\n{source}: no usable row in it.")
+    if "test" not in rows:
+        asked = sorted({row["question"] for row in rows["train"]})
+        random.Random(0).shuffle(asked)
+        held = set(asked[: max(1, len(asked) // 10)])
+        rows["test"] = [row for row in rows["train"] if row["question"] in held]
+        rows["train"] = [row for row in rows["train"] if row["question"] not in held]
+        if not rows["train"]:
+            raise SystemExit(f"{source}: one question only. One to train on and one to hold out are needed at least.")
+    report["kept"] = {name: len(kept) for name, kept in rows.items()}
+    report["overlap"] = overlap(rows["train"], rows["test"])
+    return rows["train"], rows["test"], report
+
+
+def clean(raw, split, report):
+    """The usable rows of a split; what is wrong with the others goes into the report."""
+    rows = []
+    for number, row in enumerate(raw, 1):
+        reason, found = check(row)
+        if reason is None:
+            texts = {name: row[name].strip() for name in ("question", "answer")}
+            rows.append(texts | {"gold": gold_of(texts["answer"])})
+            continue
+        report["dropped"][reason] += 1
+        if report["dropped"][reason] <= EXAMPLES:
+            where = f"{report['source']}: {split} row {number}"
+            report["problems"].append(f"{where}: {found}; row dropped: {reason}")
+    return rows
+
+
+def check(row):
+    """(reason or None, what was found) of one raw row."""
+    if not isinstance(row, dict):
+        return "wrong type", f"expected an object with question and answer, got {type(row).__name__}"
+    for name in ("question", "answer"):
+        value = row.get(name)
+        if not isinstance(value, str):
+            return "missing", f"column {name}: {'not there' if name not in row else f'no text but {value!r}'}"
+        if not value.strip():
+            return "empty", f"column {name}: no text"
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return "broken characters", f"column {name}: half of a surrogate pair"
+        if token := CONTROL_TOKEN.search(value):
+            return "control token", f"column {name}: {token[0]}"
+    if gold_of(row["answer"]) is None:
+        return "no gold", f"column answer: expected one '#### number', it ends with {row['answer'].strip()[-30:]!r}"
+    return None, None
+
+
+def overlap(train, test):
+    """How many test questions have 8 words in a row, or all their words, in common with a training question."""
+
+    def grams(row):
+        words = re.findall(r"\w+", row["question"].lower())
+        return {tuple(words[i : i + NGRAM]) for i in range(max(1, len(words) - NGRAM + 1))}
+
+    known = set().union(*map(grams, train))
+    return sum(bool(grams(row) & known) for row in test)
+
+
+def default_source():
+    from common.paths import data_dir
+
+    return data_dir() if data_dir().exists() else HUB_NAME
+
+
+def load(source):
+    """Raw rows by split, unchecked: {"train": [...]} and, where there is one, "test"."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = {}
+        for split in ("train", "test"):
+            files = sorted(
+                file for file in path.rglob(f"{split}*") if file.suffix in (".jsonl", ".parquet") and file.is_file()
+            )
+            if files:
+                found[split] = [row for file in files for row in load_file(file)]
+        if "train" not in found:
+            raise SystemExit(f"{path}: no train.jsonl or train*.parquet in it. Give such a folder, or one JSONL file.")
+        return found
+    if path.exists():
+        return {"train": load_file(path)}
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in (".jsonl", ".parquet"):
+        raise SystemExit(f"{source}: no such file or folder, and not of the form <org>/<name> that a hub has.")
+    import datasets
+
+    try:
+        found = datasets.load_dataset(source, HUB_CONFIG if source == HUB_NAME else None)
+    except Exception as error:  # no network, no such name, a gated set: the same advice
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SystemExit(
+            f"{source}: no such file or folder here, and the hub did not give it: {reason}\n"
+            "Check the name and the network, set HF_ENDPOINT to a mirror, or copy the data here and give --data PATH."
+        ) from None
+    if "train" not in found:
+        raise SystemExit(f"{source}: no split 'train'; splits found: {', '.join(found)}.")
+    return {split: list(found[split]) for split in ("train", "test") if split in found}
+
+
+def load_file(path):
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"{path}: not a complete Parquet file: {error}") from None
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise SystemExit(f"{path}: cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from None
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
+        try:
+            if line.strip():
+                rows.append(json.loads(line))
+        except ValueError as error:
+            raise SystemExit(f"{path}: line {number}, column {error.colno}: not JSON: {error.msg}.") from None
+    return rows
+
+
+def format_report(report):
+    """The report of `read_splits` as text."""
+    lines = [report["source"] + ": " + ", ".join(f"{count:,} {name} rows" for name, count in report["read"].items())]
+    if report["dropped"]:
+        lines[0] += "; dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
+    if "kept" in report:
+        kept = report["kept"]
+        lines.append(
+            f"{kept['train']:,} to train on, {kept['test']:,} to test; {report['overlap']:,} test questions "
+            f"share {NGRAM} words in a row with a training question"
+        )
+    return "\n".join(lines + report["problems"])
+
+
+# -- prompts
+
+
+def messages(question):
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+
+
+def prompt_ids(tokenizer, questions):
+    """Token ids of each question's prompt. Rollouts, evaluation and inference all call this."""
+    talks = [messages(question) for question in questions]
+    return [
+        tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False, tokenize=True)
+        for talk in talks
+    ]
+
+
+def prompts_of(rows, tokenizer, max_prompt_tokens, name):
+    """Rows as a datasets.Dataset: prompt (messages), answer (the gold number), input_ids (the prompt's).
+
+    Rows over max_prompt_tokens are left out and counted: a question that is cut off has another answer, or none.
+    """
+    from datasets import Dataset
+
+    ids = prompt_ids(tokenizer, [row["question"] for row in rows])
+    kept = [
+        {"prompt": messages(row["question"]), "answer": row["gold"], "input_ids": each}
+        for row, each in zip(rows, ids, strict=True)
+        if len(each) <= max_prompt_tokens
+    ]
+    if len(kept) < len(rows):
+        print(f"{name}: {len(rows) - len(kept):,} prompts over --max_prompt_tokens {max_prompt_tokens} left out")
+    if not kept:
+        raise SystemExit(f"{name}: no prompt fits in --max_prompt_tokens {max_prompt_tokens}.")
+    return Dataset.from_list(kept)
+
+
+# -- made-up problems
+
+NAMES = ("Ana", "Ben", "Chen", "Dora", "Eli", "Fay", "Gus", "Hana", "Ivan", "Jun", "Kim", "Lea", "Mei", "Nils", "Olga")
+THINGS = ("apples", "books", "cards", "coins", "eggs", "flowers", "keys", "marbles", "pens", "shells", "stamps", "toys")
+# (text of one step, its sign). Training and test have templates of their own: what is learned has to carry over.
+STEPS = {
+    "train": (
+        ("{name} has {a} {things} and gets {b} more.", "+"),
+        ("There are {a} {things} in a box. {name} adds {b}.", "+"),
+        ("{name} buys {a} {things} today and {b} tomorrow.", "+"),
+        ("{name} has {a} {things} and loses {b}.", "-"),
+        ("There are {a} {things} on the table. {name} takes {b} away.", "-"),
+        ("{name} had {a} {things} and sold {b}.", "-"),
+    ),
+    "test": (
+        ("A shelf holds {a} {things}. {name} puts {b} new ones beside them.", "+"),
+        ("{name} finds {a} {things}, then another {b}.", "+"),
+        ("Of {a} {things}, {name} gives {b} to a friend.", "-"),
+        ("{name} owns {a} {things} but breaks {b}.", "-"),
+    ),
+}
+SECOND = {
+    "train": (("Then {c} more come.", "+"), ("Then {c} are gone.", "-")),
+    "test": (("A friend brings {c}.", "+"), ("Later {c} get lost.", "-")),
+}
+ASKED = {"train": "How many {things} are there now?", "test": "What is the number of {things} now?"}
+LEVELS = {1: (2, 9, 1), 2: (11, 49, 1), 3: (11, 49, 2)}  # smallest and largest number, steps
+
+
+def arithmetic(count, level=1, split="train", seed=0):
+    """`count` different word problems of a level, as rows of question and answer, in GSM8K's form.
+
+    Level 1: one step with numbers below 10; 2: with two digits; 3: two steps with two digits. No result is negative.
+    """
+    low, high, steps = LEVELS[level]
+    draw, made = random.Random(f"{seed} {split} {level}"), {}
+    for _ in range(count * 200):
+        if len(made) == count:
+            break
+        text, sign = draw.choice(STEPS[split])
+        values = dict(name=draw.choice(NAMES), things=draw.choice(THINGS), a=draw.randint(low, high))
+        values["b"] = draw.randint(low, high)
+        if sign == "-" and values["b"] >= values["a"]:
+            values["a"], values["b"] = values["b"] + 1, values["a"]
+        result = values["a"] + values["b"] if sign == "+" else values["a"] - values["b"]
+        lines = [f"{values['a']} {sign} {values['b']} = {result}"]
+        if steps == 2:
+            more, sign = draw.choice(SECOND[split])
+            text, values["c"] = f"{text} {more}", draw.randint(2, high)
+            if sign == "-" and values["c"] > result:
+                continue
+            after = result + values["c"] if sign == "+" else result - values["c"]
+            lines.append(f"{result} {sign} {values['c']} = {after}")
+            result = after
+        question = f"{text} {ASKED[split]}".format(**values)
+        made[question] = "\n".join(lines) + f"\n#### {result}"
+    if len(made) < count:
+        raise SystemExit(f"level {level} has fewer than {count:,} different {split} problems. Ask for fewer.")
+    return [{"question": question, "answer": answer} for question, answer in made.items()]
+
+
+def write_arithmetic(folder, count, level, seed):
+    """DIR/train.jsonl with `count` problems and DIR/test.jsonl with a third as many; nothing is overwritten."""
+    for split, rows in (("train", count), ("test", max(1, count // 3))):
+        file = folder / f"{split}.jsonl"
+        if file.exists():
+            raise SystemExit(f"{file} exists and is not overwritten: give another --out, or move it away.")
+        folder.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f".{file.name}.new")
+        made = arithmetic(rows, level, split, seed)
+        new.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        new.rename(file)
+        print(f"{len(made):,} problems of level {level}: {file}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--check", metavar="DATA", nargs="?", help="what to read (default: as train.py without --data)")
+    parser.add_argument(
+        "--arithmetic", type=int, metavar="N", help="make N training problems, and a third for the test"
+    )
+    parser.add_argument("--level", type=int, choices=LEVELS, default=1, help="1 to 3: how hard they are (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing (0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the made problems go")
+    args = parser.parse_args(argv)
+    from common.paths import load_env
+
+    load_env()
+    if args.arithmetic:
+        if args.arithmetic < 1 or not args.out:
+            raise SystemExit("--arithmetic takes a number of problems and needs --out DIR.")
+        return write_arithmetic(args.out, args.arithmetic, args.level, args.seed)
+    train, test, report = read_splits(args.check)
+    print(format_report(report))
+    for name in ("question", "answer"):
+        lengths = sorted(len(row[name]) for row in train)
+        print(f"{name}: {lengths[len(lengths) // 2]:,} characters in the middle, {lengths[-1]:,} at most")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The five rule rewards: what a completion earns, 4.0 at most. No model judges here; each rule can be read and tested.
+
+TRL's signature: (prompts, completions, answer, **kwargs) -> a float a completion. completions are conversations, lists
+of one {"role": "assistant", "content": text}; answer is the data's column of that name, the gold number.
+"""
+
+import re
+
+from data import normalise
+
+TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+# (?:(?!X).)* is "anything, but no X in it". A plain .* would run over a second block and accept two answers.
+NO_TAG = r"(?:(?!</?(?:reasoning|answer)>).)*"
+# re.S lets the dot cross line breaks: reasoning has several lines. fullmatch, so nothing may stand around it.
+STRICT = re.compile(rf"<reasoning>\n{NO_TAG}\n</reasoning>\n<answer>\n{NO_TAG}\n</answer>\n?", re.S)
+SOFT = re.compile(rf"<reasoning>{NO_TAG}</reasoning>\s*<answer>{NO_TAG}</answer>", re.S)
+ANSWER = re.compile(rf"<answer>({NO_TAG})</answer>", re.S)
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?", re.ASCII)
+
+
+def extract(text):
+    """The number in the last answer block, normalised; None without a complete block. Truncated text has none."""
+    blocks = ANSWER.findall(text)
+    return normalise(blocks[-1]) if blocks else None
+
+
+def last_number(text):
+    """The last number anywhere in the text, normalised; None without one. What "flexible" accuracy looks at."""
+    found = NUMBER.findall(normalise(text).replace("$", ""))
+    return normalise(found[-1]) if found else None
+
+
+def texts(completions):
+    return [completion[0]["content"] for completion in completions]
+
+
+def correctness_reward_func(prompts, completions, answer, **kwargs):
+    """2.0 where the last answer block is the gold number. The whole aim; the other four only lead there."""
+    return [
+        2.0 if extract(text) == normalise(gold) else 0.0 for text, gold in zip(texts(completions), answer, strict=True)
+    ]
+
+
+def int_reward_func(prompts, completions, **kwargs):
+    """0.5 for a whole number, right or wrong, in the last answer block: not "72 clips", not 1/2."""
+    return [0.5 if re.fullmatch(r"-?\d+", extract(text) or "", re.ASCII) else 0.0 for text in texts(completions)]
+
+
+def strict_format_reward_func(prompts, completions, **kwargs):
+    """0.5 for the form to the letter: each tag once, on a line of its own, nothing around them."""
+    return [0.5 if STRICT.fullmatch(text) else 0.0 for text in texts(completions)]
+
+
+def soft_format_reward_func(prompts, completions, **kwargs):
+    """0.5 for reasoning and then answer, somewhere in the text: a step towards strict that is found sooner."""
+    return [0.5 if SOFT.search(text) else 0.0 for text in texts(completions)]
+
+
+def xmlcount_reward_func(prompts, completions, **kwargs):
+    """0.125 for each tag that is there exactly once, less up to 0.25 for text behind the end: the finest of the steps.
+
+    Half-right forms differ here, and a group whose rewards all are the same teaches nothing.
+    """
+
+    def score(text):
+        tail = text.split("\n</answer>", 1)[1].strip() if "\n</answer>" in text else ""
+        return 0.125 * sum(text.count(tag) == 1 for tag in TAGS) - min(0.25, 0.001 * len(tail))
+
+    return [score(text) for text in texts(completions)]
+
+
+REWARDS = [
+    xmlcount_reward_func,
+    soft_format_reward_func,
+    strict_format_reward_func,
+    int_reward_func,
+    correctness_reward_func,
+]
+
+
+def score(text, gold, rewards=REWARDS):
+    """What one completion earns: {reward's name without _reward_func: float}."""
+    return {
+        each.__name__.removesuffix("_reward_func"): each([None], [[{"content": text}]], answer=[gold])[0]
+        for each in rewards
+    }
+
+
+def broken(gold_text, gold):
+    """Completions that must not earn everything, each with what is wrong with it."""
+    wrong = str(int(float(gold.split("/")[0])) + 1)
+    head, tail = gold_text.split("<answer>")
+    return {
+        "wrong number": f"{head}<answer>\n{wrong}\n</answer>",
+        "no tags": gold,
+        "cut off": gold_text[: gold_text.rindex("</answer>")],
+        "two blocks": f"{gold_text}\n{gold_text}",
+        "answers first": f"<answer>{tail.removeprefix('<answer>')}\n{head.strip()}",
+        "<answer> spam": "".join(f"<answer>\n{n}\n</answer>\n" for n in range(10)) + f"<answer>\n{gold}\n</answer>",
+        "talks on": gold_text + "\n" + "I hope that this helps. " * 20,
+    }
+
+
+def self_test(rows, ideal):
+    """Score every gold solution and one's broken relatives before anything is trained. Returns the lines to print.
+
+    rows: dicts with question, answer, gold. ideal(row) -> the completion that should earn 4.0. Raises SystemExit where
+    a gold solution earns less or a broken one as much: training on such rewards teaches something else.
+    """
+    for number, row in enumerate(rows, 1):
+        earned = score(ideal(row), row["gold"])
+        if sum(earned.values()) != 4.0:
+            raise SystemExit(
+                f"training row {number}: its own solution, put into the form, earns {sum(earned.values())} and not 4.0: "
+                f"{earned}\n{ideal(row)}\nDoes the text hold one of the tags {' '.join(TAGS)}? Leave that row out."
+            )
+    lines = [f"rewards: {len(rows):,} gold solutions in the form earn 4.0 each; broken ones:"]
+    example = rows[0]
+    for name, text in broken(ideal(example), example["gold"]).items():
+        earned = score(text, example["gold"])
+        lines.append(f"  {name:<15} {sum(earned.values()):>6.3f}  " + " ".join(f"{k} {v:g}" for k, v in earned.items()))
+        if sum(earned.values()) >= 4.0:
+            raise SystemExit(f"rewards.py pays {sum(earned.values())} for a completion with this fault: {name}\n{text}")
+    return lines
+
+
+def grade(text, gold):
+    """The measures of one answer, as 0.0 or 1.0: is it right by its answer block, by its last number; has it the form."""
+    return {
+        "strict": float(extract(text) == normalise(gold)),
+        "flexible": float(last_number(text) == normalise(gold)),
+        "format": float(bool(STRICT.fullmatch(text))),
+    }
