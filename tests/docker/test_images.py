@@ -206,11 +206,11 @@ def test_docker_stop_ends_training_before_its_first_step(docker, medical, models
         docker("rm", "-f", container)
 
 
-SHORT = ["--max_new_tokens", "4"]
+SHORT = "--max_new_tokens 4"
 OTHERS = {
     "alpaca": SHORT,
     "domain_mix": SHORT,
-    "r1_grpo": "--save_steps 1 --max_completion_length 8 --warmup_sft 1 --probe_prompts 0 --eval_prompts 1 --follow 1".split(),
+    "r1_grpo": "--save_steps 1 --max_completion_length 8 --warmup_sft 1 --probe_prompts 0 --eval_prompts 1 --follow 1",
 }
 
 
@@ -222,7 +222,7 @@ def test_every_other_folder_is_an_image_too(docker, medical, models, task, tmp_p
     docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", image, context, check=True, timeout=1200)
     outputs = tmp_path / "outputs"
     mounts = [mount(models, "models", "ro"), mount(outputs, "outputs")]
-    demo = ["--demo", "--max_steps", "1", *OTHERS[task]]
+    demo = ["--demo", "--max_steps", "1", *OTHERS[task].split()]
     done = docker("run", "--rm", "--network=none", *mounts, image, *demo)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(outputs.glob(f"{task}/*/adapter_model.safetensors"))) == 1
