@@ -253,9 +253,6 @@ class Rollout:
         longest = trainer.max_completion_length
         made = generate(trainer.model, tokenizer, ids, longest, len(ids), self.backend, return_ids=True, **how)
         self.seconds += time.perf_counter() - start
-        # Qwen2.5 has two end tokens, and generate() knows the tokenizer's one only.
-        ends = set(trainer.eos_token_ids)
-        made = [row[: next((n for n, each in enumerate(row, 1) if each in ends), len(row))] for row in made]
         self.tokens += sum(map(len, made))
         return {"prompt_ids": ids, "completion_ids": made, "logprobs": None}
 

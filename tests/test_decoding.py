@@ -24,7 +24,7 @@ PROMPTS = [[5, 6, 7], list(range(100, 140)), [9]]
 
 
 def greedy(model, tokenizer, new=24):
-    return decode(model, PROMPTS, new, 0, tokenizer.eos_token_id, tokenizer.pad_token_id, graph=False)
+    return decode(model, PROMPTS, new, 0, [tokenizer.eos_token_id], tokenizer.pad_token_id, graph=False)
 
 
 def test_greedy_decoding_is_generates_and_sees_the_adapters(model, tiny_model):
@@ -43,16 +43,17 @@ def test_greedy_decoding_is_generates_and_sees_the_adapters(model, tiny_model):
 
 
 def test_an_answer_ends_with_its_eos_and_others_go_on(model):
-    free = decode(model, PROMPTS, 24, 0, -1, 0, graph=False)
-    eos = free[0][5]
-    rows = decode(model, PROMPTS, 24, 0, eos, 0, graph=False)
+    free = decode(model, PROMPTS, 24, 0, [-1], 0, graph=False)
+    eos, other = free[0][5], free[1][3]
+    rows = decode(model, PROMPTS, 24, 0, [eos, other], 0, graph=False)
     for row, whole in zip(rows, free, strict=True):
-        assert row == (whole[: whole.index(eos) + 1] if eos in whole else whole)
+        first = min(whole.index(end) if end in whole else len(whole) for end in (eos, other))
+        assert row == whole[: first + 1]
 
 
 def test_sampling_draws_from_the_softmax(model):
     torch.manual_seed(0)
-    drawn = decode(model, [[5, 6, 7]] * 2000, 1, 0.5, -1, 0, graph=False)
+    drawn = decode(model, [[5, 6, 7]] * 2000, 1, 0.5, [-1], 0, graph=False)
     with torch.no_grad():
         wanted = (model(torch.tensor([[5, 6, 7]])).logits[0, -1] / 0.5).softmax(-1)
     counts = Counter(row[0] for row in drawn)

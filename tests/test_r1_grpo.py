@@ -463,14 +463,27 @@ def test_a_rollout_is_to_trl_what_its_own_samples_are(r1, trainer, tokenizer):
     assert clipped == own._metrics["train"]["completions/clipped_ratio"][-1:] and clipped[0] < 1
 
 
-def test_rollouts_end_where_trl_would_end_them(r1, trainer, tokenizer, monkeypatch):
-    """Qwen2.5 names two end tokens; the tokenizer, and so generate(), knows one."""
-    made = trainer(characters, r1.train.Rollout("hf"))
-    made.eos_token_ids = [tokenizer.eos_token_id, 7]
-    monkeypatch.setattr(r1.train, "generate", lambda *args, **how: [[5, 7, 9, 2], [5, 6, 2], [5, 6, 8]])
-    made = made.rollout_func([row["prompt"] for row in made.rows[:3]], made)
-    assert made["completion_ids"] == [[5, 7], [5, 6, 2], [5, 6, 8]] and made["logprobs"] is None
-    assert made["prompt_ids"] == r1.data.prompt_ids(tokenizer, [r["question"] for r in r1.data.arithmetic(1)] * 3)
+def test_rollouts_end_where_trl_would_end_them(r1, trainer, tokenizer):
+    """Qwen2.5's settings name a second end token beside the tokenizer's."""
+    made = trainer(characters, r1.train.Rollout("hf"), max_completion_length=40)
+    prompts = [row["prompt"] for row in made.rows[:3]]
+    free = made.rollout_func(prompts, made)
+    second = free["completion_ids"][0][3]
+    made.model.generation_config.eos_token_id = [tokenizer.eos_token_id, second]
+    import torch
+
+    torch.manual_seed(0)
+    ended = made.rollout_func(prompts, made)
+    assert ended["prompt_ids"] == r1.data.prompt_ids(tokenizer, [r["question"] for r in r1.data.arithmetic(1)] * 3)
+    assert ended["logprobs"] is None
+    for row in ended["completion_ids"]:
+        assert not {tokenizer.eos_token_id, second} & set(row[:-1])
+    how = dict(max_new_tokens=40, backend="hf", return_ids=True)
+    ids = free["prompt_ids"][:1]
+    greedy = r1.train.generate(made.model, tokenizer, ids, **how)[0]
+    made.model.generation_config.eos_token_id = [tokenizer.eos_token_id, greedy[5]]
+    cut = r1.train.generate(made.model, tokenizer, ids, **how)[0]
+    assert cut == greedy[: greedy.index(greedy[5]) + 1]
 
 
 # -- runs

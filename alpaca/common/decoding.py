@@ -17,13 +17,14 @@ class Decoder:
     graph: False takes the same steps one by one, which is how it is tested on a CPU.
     """
 
-    def __init__(self, model, rows, width, new, temperature, eos, pad, graph=True):
+    def __init__(self, model, rows, width, new, temperature, ends, pad, graph=True):
         import torch
         from transformers import StaticCache
 
         self.model, self.rows, self.width, self.new = model, rows, width, new
-        self.temperature, self.eos, self.pad = temperature, eos, pad
+        self.temperature, self.pad = temperature, pad
         device = model.device
+        self.ends = torch.tensor(ends, device=device)
         self.cache = StaticCache(config=model.config, max_cache_len=width + new)
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -65,7 +66,7 @@ class Decoder:
             logits = logits / self.temperature - torch.empty_like(logits).exponential_().log()
         token = logits.argmax(-1).masked_fill(self.done, self.pad)
         self.out.index_copy_(1, self.slot - self.width, token[:, None])
-        self.done |= token == self.eos
+        self.done |= torch.isin(token, self.ends)
         self.token.copy_(token[:, None])
 
     def _step(self):
@@ -82,7 +83,7 @@ class Decoder:
         self._emit(logits[:, -1])
 
     def run(self, prompts):
-        """Continuations of `prompts` (lists of token ids), up to and with eos."""
+        """Continuations of `prompts` (lists of token ids), each up to and with its end token."""
         import torch
 
         device = self.token.device
@@ -118,14 +119,19 @@ class Decoder:
             if step % 16 == 0 and bool(self.done.all()):  # asking makes the CPU wait for the GPU: not at each token
                 break
             self.graph.replay() if self.graph else self._step()
-        return [row[: row.index(self.eos) + 1] if self.eos in row else row for row in self.out.tolist()]
+        return [cut(row, self.ends.tolist()) for row in self.out.tolist()]
+
+
+def cut(row, ends):
+    """A row of token ids up to and with its first end token."""
+    return row[: next((n for n, token in enumerate(row, 1) if token in ends), len(row))]
 
 
 _decoders = OrderedDict()
 
 
-def decode(model, prompts, new, temperature, eos, pad, graph=True) -> list[list[int]]:
-    """Continue `prompts` (lists of token ids), all in one batch: token ids up to and with eos, at most `new` of them.
+def decode(model, prompts, new, temperature, ends, pad, graph=True) -> list[list[int]]:
+    """Continue `prompts` (lists of token ids), all in one batch: at most `new` tokens, up to and with one of `ends`.
 
     temperature 0 is greedy; above, the whole distribution softmax(logits / temperature) is sampled. The model is in
     eval mode. A recording serves every later batch of its shape, with the weights of that moment: it reads them where
@@ -138,12 +144,21 @@ def decode(model, prompts, new, temperature, eos, pad, graph=True) -> list[list[
     }
     weights = hash(tuple(p.data_ptr() for p in model.parameters()))  # moved, loaded or cast since: record again
     shape = len(prompts), -(-max(map(len, prompts)) // ROUND) * ROUND, new
-    key = (*shape, temperature, eos, pad, id(model), model.config._attn_implementation, weights, frozenset(lora))
+    key = (
+        *shape,
+        temperature,
+        tuple(ends),
+        pad,
+        id(model),
+        model.config._attn_implementation,
+        weights,
+        frozenset(lora),
+    )
     with torch.no_grad():
         decoder = _decoders.pop(key, None)
         if decoder is None:
             while len(_decoders) >= KEPT:
                 _decoders.popitem(last=False)
-            decoder = Decoder(model, *shape, temperature, eos, pad, graph)
+            decoder = Decoder(model, *shape, temperature, ends, pad, graph)
         _decoders[key] = decoder
         return decoder.run(prompts)

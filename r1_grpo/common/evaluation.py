@@ -42,7 +42,7 @@ def generate(
     """The model's continuation of each prompt (a list of lists of token ids), in the order given, without eos.
 
     Greedy unless a temperature is given; `how` may have any of generate's settings (top_p, repetition_penalty, ...).
-    With return_ids=True: the token ids instead, up to and with eos where the model stopped by itself. Prompts are
+    With return_ids=True: the token ids instead, up to and with the end token where the model stopped by itself. Prompts are
     batched by length and padded on the left, since a decoder goes on from the last position. A streamer prints a
     single answer while it is written. On a GPU common/decoding.py does the work where it can: greedy, or sampling from
     the whole distribution (top_k=0, top_p=1).
@@ -55,6 +55,8 @@ def generate(
     whole = {"temperature": how.get("temperature"), "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0}
     graph = model.device.type == "cuda" and not streamer and models.import_backend(backend) == "hf"
     graph = graph and not models.sharded() and (how == whole or how == dict(repetition_penalty=1.0))
+    more = model.generation_config.eos_token_id  # Qwen2.5 has two end tokens
+    ends = sorted({tokenizer.eos_token_id, *(more if isinstance(more, list) else [more] if more is not None else [])})
     # The longest first: if memory is short, that shows at once.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers = [""] * len(prompts)
@@ -62,8 +64,9 @@ def generate(
         for start in tqdm(range(0, len(order), batch_size), desc="answers", leave=False, disable=bool(streamer)):
             batch = [prompts[i] for i in order[start : start + batch_size]]
             if graph:
-                ends = tokenizer.eos_token_id, tokenizer.pad_token_id
-                rows = decoding.decode(model, batch, max_new_tokens, how.get("temperature", 0), *ends)
+                rows = decoding.decode(
+                    model, batch, max_new_tokens, how.get("temperature", 0), ends, tokenizer.pad_token_id
+                )
                 for i, row in zip(order[start : start + batch_size], rows, strict=True):
                     answers[i] = row if return_ids else tokenizer.decode(row, skip_special_tokens=True).strip()
                 continue
@@ -75,14 +78,13 @@ def generate(
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
                 do_sample="temperature" in how,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends,
                 pad_token_id=tokenizer.pad_token_id,
                 use_cache=True,
                 streamer=streamer,
                 **how,
             )
             for i, row in zip(order[start : start + batch_size], output[:, width:].tolist(), strict=True):
-                if tokenizer.eos_token_id in row:
-                    row = row[: row.index(tokenizer.eos_token_id) + 1]
+                row = decoding.cut(row, ends)
                 answers[i] = row if return_ids else tokenizer.decode(row, skip_special_tokens=True).strip()
     return answers
