@@ -470,9 +470,6 @@ def test_rollouts_end_where_trl_would_end_them(r1, trainer, tokenizer):
     free = made.rollout_func(prompts, made)
     second = free["completion_ids"][0][3]
     made.model.generation_config.eos_token_id = [tokenizer.eos_token_id, second]
-    import torch
-
-    torch.manual_seed(0)
     ended = made.rollout_func(prompts, made)
     assert ended["prompt_ids"] == r1.data.prompt_ids(tokenizer, [r["question"] for r in r1.data.arithmetic(1)] * 3)
     assert ended["logprobs"] is None
