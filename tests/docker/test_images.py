@@ -207,6 +207,7 @@ def test_docker_stop_ends_training_before_its_first_step(docker, medical, models
 
 
 SHORT = "--max_new_tokens 4"
+DEMOS = ["image_svd", "als_movielens", "lora_lowrank --steps 1 --ranks 1 --lora_ranks 1"]
 OTHERS = {
     "alpaca": SHORT,
     "domain_mix": SHORT,
@@ -226,3 +227,14 @@ def test_every_other_folder_is_an_image_too(docker, medical, models, task, tmp_p
     done = docker("run", "--rm", "--network=none", *mounts, image, *demo)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(outputs.glob(f"{task}/*/adapter_model.safetensors"))) == 1
+
+
+def test_math_demos_image_draws_its_figures(docker, medical, models, tmp_path, tmp_path_factory):
+    image, outputs = "finetune-test-math-demos", tmp_path / "outputs"
+    context = copy_context("math_demos", tmp_path_factory)
+    docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", image, context, check=True, timeout=1200)
+    mounts = [mount(models, "models", "ro"), mount(outputs, "outputs")]
+    for demo in DEMOS:
+        done = docker("run", "--rm", "--network=none", *mounts, image, *demo.split())
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((outputs / "math_demos").glob("*.png"))) == len(DEMOS)
