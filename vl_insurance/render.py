@@ -1,0 +1,330 @@
+"""Draw dashboards whose six facts are known: LCD, seven-segment or drum odometer, and what a phone does to them.
+
+    python render.py --out pictures --count 200              pictures/images/*.jpg and pictures/qwen-vl-train.xlsx
+    python render.py --out test --count 500 --split test     fonts and layouts that --split train never uses
+    python render.py --out easy --count 20 --difficulty 0    no blur, glare, tilt, noise
+
+Real photos of dashboards with a licence to share them are hard to find, and these have no number plate and no place in
+them. Digits come from fonts that matplotlib ships (DejaVu, STIX, Computer Modern) and from shapes drawn here.
+"""
+
+import argparse
+import functools
+import io
+import math
+import random
+from pathlib import Path
+
+from fields import as_course
+
+WIDTH, HEIGHT = 336, 168  # 12 x 6 = 72 image tokens of 28 x 28 pixels, and no resizing on the way to them
+PROMPT = "请读出图片中车辆仪表盘上的信息：总里程、当前速度、当前时间、当前温度、当前挡位。"
+FONTS = {
+    "train": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
+              "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique", "STIXGeneral",
+              "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta", "cmr10", "cmb10"),
+    "test": ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic", "cmss10", "cmtt10"),
+}  # fmt: skip
+# Rows from top to bottom: m mileage, s speed, c clock, t temperature, g gear.
+LAYOUTS = {
+    "train": ("sg m ct", "ct sg m", "cg st m", "m sg tc", "m ctg s", "tcg m s", "gs tc m", "s m cgt", "gm s tc", "ts cg m"),
+    "test": ("mg sc t", "sc gt m", "t m gsc"),
+}  # fmt: skip
+# Which of a seven-segment digit's strokes are lit: top, upper left and right, middle, lower left and right, bottom.
+SEGMENTS = {
+    "0": "1110111", "1": "0010010", "2": "1011101", "3": "1011011", "4": "0111010", "5": "1101011", "6": "1101111",
+    "7": "1010010", "8": "1111111", "9": "1111011", "-": "0001000",
+}  # fmt: skip
+# (background, its second colour, digits): what displays look like, all with enough contrast to be read.
+COLOURS = (
+    ((12, 14, 18), (40, 44, 52), (240, 244, 248)),
+    ((8, 10, 20), (24, 30, 60), (120, 210, 255)),
+    ((16, 8, 6), (50, 24, 16), (255, 150, 60)),
+    ((6, 16, 8), (18, 44, 24), (110, 255, 140)),
+    ((18, 6, 8), (54, 16, 20), (255, 80, 80)),
+    ((150, 165, 140), (190, 200, 175), (20, 26, 20)),
+    ((195, 205, 210), (225, 230, 235), (24, 28, 60)),
+    ((200, 140, 50), (230, 175, 90), (40, 20, 5)),
+)
+
+
+def random_facts(rng):
+    """The facts of one dashboard; each but the mileage is missing from one picture in eight."""
+    digits = rng.choice((3, 4, 5, 5, 6, 6, 6))
+    facts = {"mileage": rng.randrange(10 ** (digits - 1), 10**digits), "unit": rng.choice(("km", "km", "km", "mi"))}
+    facts["speed"] = rng.choice((0, rng.randrange(1, 200)))
+    facts["time"] = f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
+    facts["temperature"] = rng.randrange(-20, 46)
+    facts["gear"] = rng.choice("PRNDDD123456")
+    return {
+        name: value if name in ("mileage", "unit") or rng.random() > 1 / 8 else None for name, value in facts.items()
+    }
+
+
+def dashboard(rng, split="train", difficulty=1.0):
+    """One picture. rng: a random.Random. Returns (PIL RGB image of WIDTH x HEIGHT, facts, kind of odometer)."""
+    from PIL import Image
+
+    facts = random_facts(rng)
+    near, far, ink = rng.choice(COLOURS)
+    picture = _background(rng, near, far)
+    kind = rng.choice(("lcd", "seven", "drum"))
+    face, label = rng.choice(FONTS[split]), rng.choice(("DejaVuSans", "DejaVuSans-Bold"))
+    thick = rng.choice((0, 0, 1, 2))
+    pen = functools.partial(_text, face=face, thick=thick)
+    if kind == "seven":
+        pen = functools.partial(_seven, **_segment_shape(rng, split))
+    stretch = rng.uniform(0.8, 1.2)  # narrow and wide faces out of few
+    rows = rng.choice(LAYOUTS[split]).split()
+    shown = {
+        letter
+        for letter, name in zip("sctg", ("speed", "time", "temperature", "gear"), strict=True)
+        if facts[name] is not None
+    }
+    rows = [kept for kept in ("".join(each for each in row if each == "m" or each in shown) for row in rows) if kept]
+    tall = HEIGHT / len(rows)
+    for number, row in enumerate(rows):
+        shares = [rng.uniform(0.9, 1.1) * {"m": 2.0, "s": 1.5, "c": 1.3, "t": 1.2, "g": 0.7}[each] for each in row]
+        left = 0.0
+        for each, share in zip(row, shares, strict=True):
+            wide = WIDTH * share / sum(shares)
+            element = _element(rng, each, facts, pen, label, kind, face, ink, near)
+            # As large as it fits, at most 40 pixels; a digit under 14 would be smaller than one patch of the encoder.
+            scale = min((wide - 12) / (element.width * stretch), min(tall - 8, 48) / element.height)
+            scale *= rng.uniform(0.8, 1.0) if scale * element.height > 24 else 1.0
+            size = max(1, round(element.width * scale * stretch)), max(1, round(element.height * scale))
+            element = element.resize(size, Image.Resampling.BILINEAR)
+            x = left + 5 + rng.random() * max(0, wide - 10 - size[0])
+            y = tall * number + 3 + rng.random() * max(0, tall - 6 - size[1])
+            picture.paste(element, (round(x), round(y)), element)
+            left += wide
+    return degrade(rng, picture, difficulty), facts, kind
+
+
+def _background(rng, near, far):
+    """A soft gradient with parts of gauges: lines and ticks that are no digits."""
+    from PIL import Image, ImageDraw
+
+    corners = Image.new("RGB", (2, 2))
+    for x in (0, 1):
+        for y in (0, 1):
+            mix = rng.random()
+            corners.putpixel((x, y), tuple(round(a + (b - a) * mix) for a, b in zip(near, far, strict=True)))
+    picture = corners.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(picture)
+    faint = tuple(round((a + b) / 2) for a, b in zip(near, far, strict=True))
+    for _ in range(rng.randrange(3)):
+        x, y, r = rng.randrange(WIDTH), rng.randrange(HEIGHT), rng.randrange(40, 130)
+        draw.arc((x - r, y - r, x + r, y + r), 0, 360, fill=faint, width=rng.randrange(1, 4))
+        for angle in range(0, 360, rng.choice((15, 30))):
+            dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            draw.line((x + dx * r, y + dy * r, x + dx * (r - 7), y + dy * (r - 7)), fill=faint, width=2)
+    return picture
+
+
+def _element(rng, letter, facts, pen, label, kind, face, ink, near):
+    """One reading with its unit, as an RGBA picture with digits about 40 pixels high."""
+    write = functools.partial(_text, face=label)
+    if letter == "m":
+        unit = write(rng.choice(("km", "KM")) if facts["unit"] == "km" else rng.choice(("mi", "MI", "miles")))
+        digits = _drum(rng, facts["mileage"], face) if kind == "drum" else _coloured(pen(str(facts["mileage"])), ink)
+        parts = [digits, _coloured(_smaller(unit, 0.55), ink)]
+        if rng.random() < 0.4:
+            parts.insert(0, _coloured(_smaller(write("ODO"), 0.4), ink))
+    elif letter == "s":
+        unit = "km/h" if facts["unit"] == "km" else rng.choice(("mph", "MPH"))
+        parts = [_coloured(pen(str(facts["speed"])), ink), _coloured(_smaller(write(unit), 0.45), ink)]
+    elif letter == "c":
+        hours, minutes = facts["time"].split(":")
+        parts = [_coloured(pen(hours), ink), _coloured(_smaller(write(":"), 0.7), ink), _coloured(pen(minutes), ink)]
+    elif letter == "t":
+        parts = [_coloured(pen(str(facts["temperature"])), ink), _coloured(_smaller(write("°C"), 0.7), ink)]
+    else:
+        parts = [_coloured(write(facts["gear"]), ink)]
+    return _beside(parts, rng.randrange(3, 8))
+
+
+@functools.lru_cache(64)
+def _font(face, size):
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"), size)
+
+
+@functools.lru_cache(4096)
+def _text(text, face, thick=0):
+    """A text as a mask about 40 pixels high, cut to its ink; figures of all texts sit on one line by their own height."""
+    from PIL import Image, ImageDraw
+
+    font = _font(face, 52)
+    box = font.getbbox(text, stroke_width=thick)
+    mask = Image.new("L", (math.ceil(box[2] - box[0]) + 2, math.ceil(box[3] - box[1]) + 2))
+    ImageDraw.Draw(mask).text((1 - box[0], 1 - box[1]), text, font=font, fill=255, stroke_width=thick)
+    return mask
+
+
+def _segment_shape(rng, split):
+    """Stroke width, slant and the ends of the strokes, which are pointed in the test only."""
+    return {"stroke": rng.randrange(4, 8), "slant": rng.choice((0.0, 0.06, 0.12)), "pointed": split == "test"}
+
+
+@functools.lru_cache(4096)
+def _seven(text, stroke, slant, pointed):
+    """A number in seven-segment digits as a mask 42 pixels high."""
+    from PIL import Image, ImageDraw
+
+    wide, tall, gap = 22, 40, 8
+    mask = Image.new("L", (len(text) * (wide + gap) + 8, tall + 2))
+    draw = ImageDraw.Draw(mask)
+    for place, letter in enumerate(text):
+        x, middle, half = place * (wide + gap) + 2, tall // 2 + 1, stroke / 2
+        across = [(x + half, half + 1), (x + half, middle), (x + half, tall - half)]
+        down = [(x + half, half + 1), (x + wide - half, half + 1), (x + half, middle), (x + wide - half, middle)]
+        strokes = [(across[0], True), (down[0], False), (down[1], False), (across[1], True), (down[2], False),
+                   (down[3], False), (across[2], True)]  # fmt: skip
+        for lit, ((x0, y0), level) in zip(SEGMENTS[letter], strokes, strict=True):
+            if lit == "0":
+                continue
+            long = (wide if level else tall / 2) - stroke
+            tip = half if pointed else 0
+            ends = [(tip, -half), (long - tip, -half), (long, 0), (long - tip, half), (tip, half), (0, 0)]
+            if not pointed:
+                ends = [(1, -half), (long - 1, -half), (long - 1, half), (1, half)]
+            draw.polygon([(x0 + a, y0 + b) if level else (x0 + b, y0 + a) for a, b in ends], fill=255)
+    if slant:
+        mask = mask.transform(
+            mask.size, Image.Transform.AFFINE, (1, slant, -slant * tall / 2, 0, 1, 0), Image.Resampling.BILINEAR
+        )
+    return mask.crop(mask.getbbox())
+
+
+def _drum(rng, mileage, face):
+    """A mechanical odometer: a wheel a digit, with leading zeros, and each wheel a little out of line."""
+    from PIL import Image, ImageDraw
+
+    text = f"{mileage:06d}"
+    dark = rng.random() < 0.7
+    paper, ink = ((22, 22, 24), (235, 235, 230)) if dark else ((235, 233, 225), (20, 20, 20))
+    wheels = Image.new("RGBA", (len(text) * 34 + 4, 54), (70, 70, 74, 255))
+    draw = ImageDraw.Draw(wheels)
+    last = rng.random() < 0.4
+    for place, digit in enumerate(text):
+        back, front = ((225, 222, 215), (150, 20, 20)) if last and place == len(text) - 1 else (paper, ink)
+        x = 3 + place * 34
+        draw.rectangle((x, 3, x + 30, 50), fill=back)
+        mask = _text(digit, face)
+        # The wheel's curve: seen from the front, its upper and lower edge are dark.
+        wheels.paste(front, (x + 15 - mask.width // 2, 27 - mask.height // 2 + rng.randrange(-3, 4)), mask)
+        draw.rectangle((x, 3, x + 30, 5), fill=tuple(c // 2 for c in back))
+        draw.rectangle((x, 48, x + 30, 50), fill=tuple(c // 2 for c in back))
+    return wheels
+
+
+def _coloured(mask, ink):
+    from PIL import Image
+
+    made = Image.new("RGBA", mask.size, (*ink, 0))
+    made.putalpha(mask)
+    return made
+
+
+def _smaller(mask, factor):
+    """A label: smaller than the digits, but never so small that it cannot be read."""
+    from PIL import Image
+
+    return mask.resize(
+        (max(2, round(mask.width * factor)), max(2, round(mask.height * factor))), Image.Resampling.BILINEAR
+    )
+
+
+def _beside(parts, gap):
+    """Pictures side by side on a common bottom line."""
+    from PIL import Image
+
+    tall = max(part.height for part in parts)
+    row = Image.new("RGBA", (sum(part.width for part in parts) + gap * (len(parts) - 1), tall), (0, 0, 0, 0))
+    x = 0
+    for part in parts:
+        row.paste(part, (x, (tall - part.height) // (2 if part.height < 6 else 1)), part)
+        x += part.width + gap
+    return row
+
+
+def degrade(rng, picture, difficulty):
+    """What a phone's photo does: tilt, blur, glare, exposure, noise, JPEG. difficulty 0: nothing; 1: all of it."""
+    if difficulty <= 0:
+        return picture
+    import numpy
+    from PIL import Image, ImageFilter
+
+    def amount(most):
+        return rng.random() * most * difficulty
+
+    if rng.random() < 0.7:
+        x, y = amount(0.05) * WIDTH, amount(0.06) * HEIGHT
+        corner = [(rng.uniform(-x, x) / 2, rng.uniform(-y, y) / 2) for _ in range(4)]
+        (ax, ay), (bx, by), (cx, cy), (dx, dy) = corner
+        quad = (ax, ay, bx, HEIGHT + by, WIDTH + cx, HEIGHT + cy, WIDTH + dx, dy)
+        picture = picture.transform(picture.size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
+    if rng.random() < 0.6:
+        picture = picture.filter(ImageFilter.GaussianBlur(amount(0.9)))
+    pixels = numpy.asarray(picture, dtype=numpy.float32)
+    if rng.random() < 0.4:  # glare: a bright patch with soft edges, never so bright that a digit is gone
+        rows, columns = numpy.ogrid[:HEIGHT, :WIDTH]
+        x, y, r = rng.randrange(WIDTH), rng.randrange(HEIGHT), rng.uniform(25, 80)
+        light = numpy.exp(-((columns - x) ** 2 + 2.0 * (rows - y) ** 2) / (2 * r * r)).astype(numpy.float32)[..., None]
+        pixels = pixels + (255 - pixels) * light * amount(0.45)
+    pixels = (pixels - 128) * (1 + rng.uniform(-0.2, 0.2) * difficulty) + 128 + rng.uniform(-18, 18) * difficulty
+    if rng.random() < 0.6:
+        noise = numpy.random.default_rng(rng.getrandbits(32)).standard_normal((HEIGHT, WIDTH, 1), dtype=numpy.float32)
+        pixels = pixels + noise * amount(9)
+    picture = Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8))
+    if rng.random() < 0.5:
+        packed = io.BytesIO()
+        picture.save(packed, "JPEG", quality=rng.randrange(95 - round(55 * difficulty), 96))
+        picture = Image.open(packed).convert("RGB")
+    return picture
+
+
+def write(folder, count, split="train", seed=0, difficulty=1.0):
+    """`count` pictures and the spreadsheet that names them, in a new folder. Returns the spreadsheet's path."""
+    import os
+
+    from openpyxl import Workbook
+
+    folder = Path(folder)
+    sheet_file = folder / "qwen-vl-train.xlsx"
+    if folder.exists() and any(folder.iterdir()):
+        raise SystemExit(f"{folder} is not empty, and nothing in it is overwritten: give another --out.")
+    (folder / "images").mkdir(parents=True)
+    book = Workbook()
+    sheet = book.active
+    sheet.append(["id", "prompt", "image", "response", "display"])
+    for number in range(count):
+        picture, facts, kind = dashboard(random.Random(f"{seed} {split} {number}"), split, difficulty)
+        name = f"images/{number + 1:04d}.jpg"
+        picture.save(folder / name, quality=90)
+        sheet.append([f"{number + 1:04d}", PROMPT, name, as_course(facts), kind])
+    book.save(folder / ".new.xlsx")
+    os.replace(folder / ".new.xlsx", sheet_file)
+    return sheet_file
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--count", type=int, default=200, help="pictures (200)")
+    parser.add_argument("--split", choices=("train", "test"), default="train", help="which fonts and layouts (train)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures (0)")
+    parser.add_argument("--difficulty", type=float, default=1.0, help="0: clean; 1: as a phone takes them (1)")
+    args = parser.parse_args(argv)
+    if args.count < 1:
+        raise SystemExit(f"--count {args.count}: at least one picture.")
+    print(f"{args.count} pictures: {write(args.out, args.count, args.split, args.seed, args.difficulty)}")
+
+
+if __name__ == "__main__":
+    main()
