@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */Dockerfile)))
 
-.PHONY: demo test lint sync lock image bench venv
+.PHONY: demo test lint sync lock image bench venv fetch bundle doctor
 .DELETE_ON_ERROR:
 export DOCKER_BUILDKIT=1
 
@@ -32,3 +32,12 @@ image:  ## make image TASK=medical
 
 bench: venv  ## make bench BENCH=medical_data
 	$(PY) bench/$(BENCH).py $(ARGS)
+
+fetch: venv  ## make fetch MODEL=Qwen/Qwen2.5-7B-Instruct [SOURCE=modelscope]
+	@$(PY) tools/fetch.py $(MODEL) $(if $(SOURCE),--source $(SOURCE))
+
+bundle: venv  ## make bundle TASK=medical [ARGS="--model ... --data ..."]: a folder for a machine with no network
+	@bash tools/bundle.sh $(TASK) $(ARGS)
+
+doctor:  ## make doctor TASK=medical: what would stop a run here
+	@$(if $(wildcard $(PY)),$(PY),python3) docker/doctor.py $(if $(TASK),--task $(TASK)) $(ARGS)

@@ -106,7 +106,8 @@ def resolve_model(name: str) -> Path:
             if source == "modelscope":
                 from modelscope import snapshot_download
 
-                return Path(snapshot_download(name, allow_patterns=MODEL_FILES, cache_dir=str(root)))
+                # Into the folder that is looked into above; its own cache has another layout in every version.
+                return Path(snapshot_download(name, allow_patterns=MODEL_FILES, local_dir=str(root / name)))
             from huggingface_hub import snapshot_download
 
             return Path(snapshot_download(name, allow_patterns=MODEL_FILES))

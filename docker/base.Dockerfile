@@ -43,6 +43,7 @@ ENV MODELS_DIR=/workspace/models \
     PYTHONUNBUFFERED=1
 
 COPY --chmod=755 entrypoint.sh /usr/local/bin/entrypoint.sh
+COPY --chmod=755 doctor.py /usr/local/bin/doctor.py
 WORKDIR /app
 # As a number: Kubernetes' runAsNonRoot can't look a name up.
 USER 1000:1000

@@ -3,6 +3,7 @@
 #
 #   (nothing), train, or a flag   python train.py ARGUMENTS
 #   infer, data, ...              python VERB.py ARGUMENTS, for any script of the task
+#   doctor                        what would stop a run on this machine
 #   bash, python                  as they are
 #
 # What would fail after minutes of imports, or lose the results with the container, is checked here in milliseconds.
@@ -94,10 +95,13 @@ if [[ ! -w $MODELS_DIR ]]; then export HF_HOME=/tmp/huggingface; fi  # models mo
 
 verb=train
 if [[ $# -gt 0 && $1 != -* ]]; then verb=$1; shift; fi
-case $verb in bash | python) exec "$verb" "$@" ;; esac
+case $verb in
+  bash | python) exec "$verb" "$@" ;;
+  doctor) exec python /usr/local/bin/doctor.py "$@" ;;
+esac
 if [[ ! -f $verb.py ]]; then
   scripts=$(find . -maxdepth 1 -name '*.py' -printf '%f\n' | sed 's/\.py$//' | sort | tr '\n' ' ')
-  echo "unknown verb '$verb'; this image has: ${scripts}bash python" >&2
+  echo "unknown verb '$verb'; this image has: ${scripts}doctor bash python" >&2
   exit 2
 fi
 case $verb in train) check_train "$@" ;; infer | chat | evaluate) check_infer "$@" ;; esac

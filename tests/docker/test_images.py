@@ -137,7 +137,13 @@ def test_help_needs_no_mounts(run):
 def test_unknown_verb_names_those_there_are(run):
     done = run([], "trian")
     assert done.returncode == 2
-    assert done.stderr == "unknown verb 'trian'; this image has: data evaluate infer train bash python\n"
+    assert done.stderr == "unknown verb 'trian'; this image has: data evaluate infer train doctor bash python\n"
+
+
+def test_doctor_is_in_the_image_and_finds_the_missing_gpu(run):
+    done = run([], "doctor", "--lang", "en")
+    assert "no nvidia-smi here" in done.stdout and "--gpus all" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_nothing_mounted_ends_at_once_with_the_flags_to_add(run):

@@ -1,0 +1,90 @@
+# Generated from common/evaluation.py: edit that file, then run `make sync`.
+"""Measuring a model: held-out loss on the tokens that count, and its answers."""
+
+import math
+
+from common import decoding, fast, models
+
+
+def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict:
+    """Loss and perplexity over the supervised tokens of a tokenized dataset (columns input_ids, labels).
+
+    Token-weighted: the sum of -log p over all tokens with a label, divided by their number; perplexity is its exp.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.nn.utils.rnn import pad_sequence
+    from tqdm import tqdm
+
+    order = sorted(range(len(dataset)), key=lambda i: len(dataset[i]["input_ids"]), reverse=True)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    total, count = 0.0, 0
+    training = model.training
+    model.eval()
+    with torch.no_grad(), fast.padded(model):
+        for batch in tqdm(batches, desc="held-out loss", leave=False):
+            rows = [dataset[i] for i in batch]
+            ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, pad_token_id).to(model.device)
+            labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], True, -100).to(model.device)
+            mask = pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], True, 0)
+            logits = model(input_ids=ids, attention_mask=mask.to(model.device)).logits[:, :-1]
+            counted = labels[:, 1:] != -100  # logits at t are about the token at t + 1
+            # Selecting first keeps the float32 copy small: a prompt's logits are never needed.
+            total += cross_entropy(logits[counted].float(), labels[:, 1:][counted].long(), reduction="sum").item()
+            count += int(counted.sum())
+    model.train(training)
+    return {"loss": total / count, "perplexity": math.exp(total / count), "tokens": count, "rows": len(dataset)}
+
+
+def generate(
+    model, tokenizer, prompts, max_new_tokens=256, batch_size=32, backend="auto", streamer=None, **how
+) -> list[str]:
+    """The model's continuation of each prompt (a list of lists of token ids), in the order given, without eos.
+
+    Greedy unless a temperature is given; `how` may have any of generate's settings (top_p, repetition_penalty, ...).
+    With return_ids=True: the token ids instead, up to and with the end token where the model stopped by itself. Prompts are
+    batched by length and padded on the left, since a decoder goes on from the last position. A streamer prints a
+    single answer while it is written. On a GPU common/decoding.py does the work where it can: greedy, or sampling from
+    the whole distribution (top_k=0, top_p=1).
+    """
+    import torch
+    from tqdm import tqdm
+
+    how = dict(repetition_penalty=1.0) | how  # Qwen's own settings have 1.05, which is not greedy any more
+    return_ids = how.pop("return_ids", False)
+    whole = {"temperature": how.get("temperature"), "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0}
+    graph = model.device.type == "cuda" and not streamer and models.import_backend(backend) == "hf"
+    graph = graph and not models.sharded() and (how == whole or how == dict(repetition_penalty=1.0))
+    more = model.generation_config.eos_token_id  # Qwen2.5 has two end tokens
+    ends = sorted({tokenizer.eos_token_id, *(more if isinstance(more, list) else [more] if more is not None else [])})
+    # The longest first: if memory is short, that shows at once.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    answers = [""] * len(prompts)
+    with models.inference(model, backend), torch.no_grad():
+        for start in tqdm(range(0, len(order), batch_size), desc="answers", leave=False, disable=bool(streamer)):
+            batch = [prompts[i] for i in order[start : start + batch_size]]
+            if graph:
+                rows = decoding.decode(
+                    model, batch, max_new_tokens, how.get("temperature", 0), ends, tokenizer.pad_token_id
+                )
+                for i, row in zip(order[start : start + batch_size], rows, strict=True):
+                    answers[i] = row if return_ids else tokenizer.decode(row, skip_special_tokens=True).strip()
+                continue
+            width = max(map(len, batch))
+            ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in batch], device=model.device)
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device)
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample="temperature" in how,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+                use_cache=True,
+                streamer=streamer,
+                **how,
+            )
+            for i, row in zip(order[start : start + batch_size], output[:, width:].tolist(), strict=True):
+                row = decoding.cut(row, ends)
+                answers[i] = row if return_ids else tokenizer.decode(row, skip_special_tokens=True).strip()
+    return answers
