@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */Dockerfile)))
 
-.PHONY: demo test lint sync lock image bench venv fetch bundle doctor
+.PHONY: demo test test-docker lint sync lock image bench venv fetch bundle doctor
 .DELETE_ON_ERROR:
 export DOCKER_BUILDKIT=1
 
@@ -17,6 +17,9 @@ demo: venv  ## the medical recipe from messy CSV files to answers, on a CPU
 
 test: venv  ## every test; those that need a Docker engine are skipped where there is none
 	$(PY) -m pytest
+
+test-docker: venv  ## every image, built and run on a stand-in base
+	TEST_DOCKER_ALL=1 $(PY) -m pytest tests/docker
 
 lint: venv  ## style, and that the copies of common/ are the same
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) tools/sync_common.py --check

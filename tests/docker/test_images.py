@@ -49,6 +49,12 @@ def medical(docker, tmp_path_factory):
     return MEDICAL
 
 
+def only_in_full(whether=True):
+    """An image takes a minute or two to build: CI builds three, `make test-docker` all."""
+    if whether and not os.environ.get("TEST_DOCKER_ALL"):
+        pytest.skip("make test-docker builds this image")
+
+
 def copy_context(task, tmp_path_factory):
     """A copy of a task's folder with the CPU pins as its requirements."""
     context = tmp_path_factory.mktemp("context") / task
@@ -224,6 +230,7 @@ OTHERS = {
 @pytest.mark.parametrize("task", OTHERS)
 def test_every_other_folder_is_an_image_too(docker, medical, models, task, tmp_path, tmp_path_factory):
     """Built from its folder alone, it trains its demo with no network. (medical stands for the base being there.)"""
+    only_in_full(task not in ("alpaca", "domain_mix"))
     image = f"finetune-test-{task.replace('_', '-')}"
     context = copy_context(task, tmp_path_factory)
     docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", image, context, check=True, timeout=1200)
@@ -236,6 +243,7 @@ def test_every_other_folder_is_an_image_too(docker, medical, models, task, tmp_p
 
 
 def test_math_demos_image_draws_its_figures(docker, medical, models, tmp_path, tmp_path_factory):
+    only_in_full()
     image, outputs = "finetune-test-math-demos", tmp_path / "outputs"
     context = copy_context("math_demos", tmp_path_factory)
     docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", image, context, check=True, timeout=1200)

@@ -1,0 +1,267 @@
+"""Budget forcing (arXiv 2501.19393, section 3): decide at inference how long a model thinks. All on token ids.
+
+    <|im_start|>think
+    ... the model writes; a stop token (<|im_start|> or the end token) is the end of its thinking, and is not kept
+    Wait                       instead of that end, num_ignore times: it has to look again
+    ...                        after max_think tokens, injected ones included, thinking is cut off:
+    <|im_start|>answer
+    Final Answer:              only where it was cut off; a model that ended by itself goes on by itself
+
+Text is never tokenized again: two ids that decode to a text and the ids of that text may differ, and the model would go
+on from tokens that it did not write. The loop knows one function only,
+
+    gen(prompts, max_new, min_new, stop) -> ids
+
+prompts: lists of token ids. max_new: most new ids of each. min_new: of all, 0 or 1 (1: no stop token at once, or a Wait
+would be ignored). stop: the set of ids that end a text. Returns a list of ids a prompt, a stop token as the last where it
+stopped. hf_engine and vllm_engine below are two such functions; the tests' third is a list of texts.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+OPEN = "<|im_start|>think\n"
+ANSWER = "<|im_start|>answer\n"
+FORCED = "Final Answer:"
+WAIT = "Wait"
+# The paper compares with "class-conditional" control: a short, middle or long class is asked for in words, and the
+# model may or may not comply. These are the same three classes as budgets, which it cannot exceed.
+EFFORTS = {
+    "low": dict(max_think=64, num_ignore=0),
+    "medium": dict(max_think=512, num_ignore=0),
+    "high": dict(max_think=2048, num_ignore=2),
+}
+
+
+@dataclass
+class Budget:
+    """max_think: most thinking tokens, injected ones included. num_ignore: ends of thinking that are refused.
+    max_answer: most tokens of the answer."""
+
+    max_think: int = 512
+    num_ignore: int = 0
+    max_answer: int = 32
+
+
+def marks(tokenizer, wait=WAIT):
+    """The ids that the loop puts in or looks for. The pad token ends a text, too: it is Qwen2.5's second end token."""
+
+    def ids(text):
+        return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    if start is None or start == tokenizer.unk_token_id and tokenizer.unk_token != "<|im_start|>":
+        raise SystemExit(
+            "this tokenizer has no token <|im_start|>: thinking and answer are told apart by ChatML's. "
+            "Take a Qwen2.5 or SmolLM2 model."
+        )
+    return SimpleNamespace(
+        open=ids(OPEN),
+        answer=ids(ANSWER),
+        forced=ids(ANSWER + FORCED),
+        newline=ids("\n"),
+        wait=ids(wait),
+        stop={start, tokenizer.eos_token_id, tokenizer.pad_token_id},
+        breaks=lambda token: tokenizer.decode([token]).endswith("\n"),
+    )
+
+
+def prompt_ids(tokenizer, questions):
+    """Token ids of each question's prompt, up to where the assistant begins. Training and inference call this."""
+    system = {"role": "system", "content": "You are a helpful assistant."}
+    return [
+        tokenizer.apply_chat_template(
+            [system, {"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        )
+        for question in questions
+    ]
+
+
+def check_context(prompts, budget, mark, context):
+    """Stop where prompt + thinking + closing + answer could grow over the model's context."""
+    longest = max(map(len, prompts), default=0)
+    needed = longest + len(mark.open) + budget.max_think + len(mark.newline + mark.forced) + budget.max_answer
+    if context and needed > context:
+        raise SystemExit(
+            f"the longest prompt ({longest} tokens), {budget.max_think} of thinking and {budget.max_answer} of answer need "
+            f"{needed} tokens, and the model has {context}. Lower --max_think."
+        )
+
+
+def force(gen, prompts, mark, budget, watch=lambda event, row, ids: None):
+    """Think within a budget, then answer. Returns a dict a prompt:
+
+    think: ids, the injected Waits among them. waits: where in think each begins. reason: "stop" or "length".
+    answer: ids without the end token. ended: whether the answer did. watch is called with "open", "wait", "close" as
+    it happens.
+    """
+    if budget.max_think < 0 or budget.num_ignore < 0 or budget.max_answer < 1:
+        raise SystemExit(f"{budget}: no number may be negative, and an answer takes a token at least.")
+    made = [{"think": [], "waits": [], "reason": "length"} for _ in prompts]
+    opened = [prompt + mark.open for prompt in prompts]
+    live = range(len(prompts)) if budget.max_think else ()
+    for n in live:
+        watch("open", n, mark.open)
+    min_new = 0
+    while live:
+        left = [budget.max_think - len(made[n]["think"]) for n in live]
+        written = gen([opened[n] + made[n]["think"] for n in live], left, min_new, mark.stop)
+        going_on = []
+        for n, ids in zip(live, written, strict=True):
+            row = made[n]
+            stopped = bool(ids) and ids[-1] in mark.stop
+            row["think"] += ids[:-1] if stopped else ids
+            if not stopped:
+                continue
+            if len(row["waits"]) == budget.num_ignore:
+                row["reason"] = "stop"
+            elif len(row["think"]) + len(mark.wait) < budget.max_think:  # else no token would be left to think with
+                row["waits"].append(len(row["think"]))
+                row["think"] += mark.wait
+                going_on.append(n)
+                watch("wait", n, mark.wait)
+        live, min_new = going_on, 1
+
+    closed = []
+    for n, row in enumerate(made):
+        close = mark.answer if row["reason"] == "stop" else mark.forced
+        if row["think"] and not mark.breaks(row["think"][-1]):
+            close = mark.newline + close
+        watch("close", n, close)
+        closed.append(opened[n] + row["think"] + close)
+    # A turn that begins ends the answer as well: small models, once cut off, tend to start over.
+    for row, ids in zip(made, gen(closed, [budget.max_answer] * len(closed), 0, mark.stop), strict=True):
+        row["ended"] = bool(ids) and ids[-1] in mark.stop
+        row["answer"] = ids[:-1] if row["ended"] else ids
+    return made
+
+
+def text_of(row, tokenizer):
+    """A result as text, with what was forced in brackets."""
+    parts, begin = [], 0
+    for number, place in enumerate(row["waits"], 1):
+        parts.append(tokenizer.decode(row["think"][begin:place]).rstrip("\n") + f"\n[Wait {number}] ")
+        begin = place
+    end = "" if row["reason"] == "stop" else "\n[cut off: the budget is spent]"
+    thinking = "".join(parts) + tokenizer.decode(row["think"][begin:]).strip("\n")
+    answer = answer_of(row, tokenizer) or "(none)"
+    return f"{thinking}{end}\n=> {answer}   ({len(row['think'])} thinking tokens, {len(row['answer'])} of answer)"
+
+
+def answer_of(row, tokenizer):
+    """The answer's text, without "Answer:"."""
+    text = tokenizer.decode(row["answer"], skip_special_tokens=True).strip()
+    return text.removeprefix("Final").strip().removeprefix("Answer:").strip()
+
+
+# -- two engines
+
+
+def hf_engine(model, tokenizer, backend="auto", batch_size=32, temperature=0.0, streamer=None, graph=None):
+    """gen() by transformers. temperature 0 is greedy; above, the whole distribution is sampled.
+
+    On a GPU common/decoding.py writes the tokens, which records a step once and replays it. graph: False takes those
+    steps one by one, on a CPU, too (for the tests); None chooses. streamer: prints one prompt's text while it is written.
+    """
+    import torch
+
+    from common import decoding, models
+
+    cuda = model.device.type == "cuda" and streamer is None and not models.sharded()
+    recorded = cuda and models.import_backend(backend) == "hf" if graph is None else True
+    pad = tokenizer.pad_token_id
+
+    def first_tokens(prompts, stop):
+        """One token a prompt, drawn from what is no stop token: a recorded step knows no such rule."""
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1).logits[:, -1]
+        logits = logits.float().index_fill(1, torch.tensor(sorted(stop), device=model.device), -torch.inf)
+        if temperature:
+            return torch.multinomial((logits / temperature).softmax(-1), 1).tolist()
+        return logits.argmax(-1, keepdim=True).tolist()
+
+    def by_steps(prompts, new, min_new, stop):
+        first = first_tokens(prompts, stop) if min_new else [[] for _ in prompts]
+        if new == min_new:
+            return first
+        # Lengths are rounded up, so that a recording serves more than one round; what is too much is cut off below.
+        room = -(-(new - min_new) // 64) * 64 if graph is None else new - min_new
+        longer = [prompt + begun for prompt, begun in zip(prompts, first, strict=True)]
+        rest = decoding.decode(model, longer, room, temperature, sorted(stop), pad, graph is None)
+        return [begun + row for begun, row in zip(first, rest, strict=True)]
+
+    def by_generate(prompts, new, min_new, stop):
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        how = dict(temperature=temperature, top_k=0, top_p=1.0) if temperature else {}
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=min_new or None,
+            do_sample=bool(temperature),
+            eos_token_id=sorted(stop),
+            pad_token_id=pad,
+            repetition_penalty=1.0,  # Qwen's own settings have 1.05, which is not greedy any more
+            streamer=streamer,
+            **how,
+        )
+        return output[:, width:].tolist()
+
+    def gen(prompts, max_new, min_new, stop):
+        made = [None] * len(prompts)
+        # The longest first: if memory is short, that shows at once.
+        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]), reverse=True)
+        with models.inference(model, backend), torch.no_grad():
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                write = by_steps if recorded else by_generate
+                rows = write([prompts[n] for n in batch], max(max_new[n] for n in batch), min_new, stop)
+                for n, row in zip(batch, rows, strict=True):
+                    made[n] = decoding.cut(row, stop)[: max_new[n]]
+        return made
+
+    return gen
+
+
+def vllm_engine(path, adapter, seed=0):
+    """A function temperature -> gen() by vLLM 0.26, the adapter beside the base. Written from its documentation, not run
+    by us.
+
+    Prefixes are cached, so that going on after a Wait does not read the question and the thinking again.
+    """
+    import functools
+    import json
+
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+    from vllm.lora.request import LoRARequest
+
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    rank = max(8, settings["r"])
+    engine = LLM(model=str(path), enable_prefix_caching=True, seed=seed, enable_lora=True, max_lora_rank=rank)
+    request = LoRARequest("tuned", 1, str(adapter))
+    known = len(engine.get_tokenizer())
+
+    def gen(prompts, max_new, min_new, stop, temperature):
+        how = [
+            SamplingParams(
+                temperature=temperature,
+                top_p=1.0,
+                max_tokens=most,
+                min_tokens=min(min_new, most),  # guards stop_token_ids; it would not guard stop strings
+                stop_token_ids=sorted(stop),
+                skip_special_tokens=False,
+            )
+            for most in max_new
+        ]
+        inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        outputs = engine.generate(inputs, how, lora_request=request, use_tqdm=False)
+        # A model's matrix may have more rows than its tokenizer has tokens, and sampling can hit one of them.
+        return [[token for token in output.outputs[0].token_ids if token < known] for output in outputs]
+
+    return lambda temperature: functools.partial(gen, temperature=temperature)
