@@ -1,11 +1,12 @@
 """The RLHF recipe: reward model, PPO's invariants and its known traps, GRPO, the chain, on tiny models."""
 
 import hashlib
-import importlib.util
+import importlib
 import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "rlhf_ppo"
-FILES = ("stage", "data", "backbone", "gold", "merge", "train_reward", "train_ppo", "train_grpo", "best_of_n", "compare")
+FILES = (
+    "stage",
+    "data",
+    "backbone",
+    "gold",
+    "merge",
+    "train_reward",
+    "train_ppo",
+    "train_grpo",
+    "best_of_n",
+    "compare",
+)
 EOS, PAD = 2, 0
 TOKENS = SimpleNamespace(eos_token_id=EOS, pad_token_id=PAD)  # all that sampling needs of a tokenizer
 
@@ -80,7 +92,7 @@ def ppo(rlhf, toy):
 
     def make(**more):
         args = ppo_args(rlhf, **more)
-        backbone = rlhf.train_ppo.Backbone(toy / "model", toy / "reward", args)
+        backbone = rlhf.train_ppo.Backbone(toy / "model", toy / "reward", dict(sft_mean=0.1, sft_std=0.5), args)
         groups = [
             {"params": list(backbone.policy_parameters.values()), "lr": args.learning_rate},
             {"params": list(backbone.value_parameters.values()), "lr": args.value_learning_rate},
@@ -248,7 +260,10 @@ def test_micro_batches_and_checkpointing_change_nothing(rlhf, ppo, more):
 def test_only_policy_and_value_learn(rlhf, ppo):
     backbone, optimizer, args = ppo()
     model = backbone.model
-    frozen = {part: digest_of(model, rule) for part, rule in (("backbone", is_backbone), ("reward", lambda n: ".reward." in n))}
+    frozen = {
+        part: digest_of(model, rule)
+        for part, rule in (("backbone", is_backbone), ("reward", lambda n: ".reward." in n))
+    }
     start = {n: p.detach().clone() for n, p in (backbone.policy_parameters | backbone.value_parameters).items()}
     head = backbone.head.clone()
     for update in (1, 2):
@@ -316,9 +331,8 @@ def test_trap_gradients_switched_on_by_hand_are_wrong_under_checkpointing(rlhf, 
             backbone.model.set_requires_grad(["policy", "value"], True)
             policy = policy + 0 * backbone.model(ids).logits.sum()
         policy.backward()
-        gradients[joint] = torch.cat([p.grad.flatten() for p in backbone.policy_parameters.values() if p.grad is not None])
-    whole = gradients[True].shape == gradients[False].shape
-    assert not whole or (gradients[True] - gradients[False]).norm() > 0.1 * gradients[False].norm()
+        gradients[joint] = torch.cat([p.grad.flatten() for p in backbone.policy_parameters.values()])
+    assert (gradients[True] - gradients[False]).norm() > 0.5 * gradients[False].norm()
 
 
 def test_trap_leaving_disable_adapter_wakes_the_judge(ppo):
@@ -356,13 +370,15 @@ def toy_run(rlhf, ppo, monkeypatch, updates, **more):
         prompts = [[random.Random(f"{update}-{i}-{j}").randrange(3, 64) for j in range(4)] for i in range(32)]
         roll = rlhf.train_ppo.rollout(backbone, TOKENS, prompts, args, args.kl_coef)
         logs.append(roll["metrics"] | rlhf.train_ppo.optimize(backbone, optimizer, roll, PAD, args, update))
-    first, last = ({name: sum(log[name] for log in part) / len(part) for name in logs[0]} for part in (logs[:5], logs[-5:]))
+    first, last = (
+        {name: sum(log[name] for log in part) / len(part) for name in logs[0]} for part in (logs[:5], logs[-5:])
+    )
     return first, last
 
 
 def test_the_toy_task_is_learnt(rlhf, ppo, monkeypatch):
     first, last = toy_run(rlhf, ppo, monkeypatch, 25)
-    assert last["score"] > first["score"] + 0.5 and last["kl"] > 0.5
+    assert last["score"] > first["score"] + 0.5 and last["kl"] > 4
     assert last["explained_variance"] > first["explained_variance"]
 
 
@@ -373,4 +389,494 @@ def test_the_toy_task_is_not_learnt_without_a_learning_rate(rlhf, ppo, monkeypat
 
 def test_a_large_kl_weight_holds_the_policy(rlhf, ppo, monkeypatch):
     first, last = toy_run(rlhf, ppo, monkeypatch, 25, kl_coef=5.0)
-    assert last["score"] < first["score"] + 0.3 and abs(last["kl"]) < 0.3
+    assert last["score"] < first["score"] + 0.3 and abs(last["kl"]) < 2
+
+
+# -- the reward model
+
+
+def test_what_the_reward_model_reads(rlhf):
+    assert rlhf.data.rm_ids([5, 6], [7, EOS, 9, EOS], EOS) == [5, 6, 7, EOS]
+    assert rlhf.data.rm_ids([5, EOS, 6], [7, 8], EOS) == [5, EOS, 6, 7, 8]  # an eos in the prompt ends nothing; cut off
+    pairs = [
+        {"prompt": [5], "chosen": [6, EOS], "rejected": [7, 8, EOS]},
+        {"prompt": [9], "chosen": [3], "rejected": [4]},
+    ]
+    rows = rlhf.train_reward.side_rows(pairs, EOS)
+    assert rows == [[5, 6, EOS], [9, 3], [5, 7, 8, EOS], [9, 4]]  # better sides first, then the worse ones
+
+
+def test_scores_do_not_depend_on_padding_and_are_the_classifiers(rlhf, toy):
+    """Alone, in company, padded left or right by transformers, on the causal backbone: one text, one score."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    rows = [prompt + [EOS] for prompt in some_prompts(5)]
+    base = AutoModelForSequenceClassification.from_pretrained(toy / "model", num_labels=1)
+    judge = PeftModel.from_pretrained(base, str(toy / "reward")).eval()
+    width = max(map(len, rows))
+    with torch.no_grad():
+        alone = [judge(torch.tensor([row])).logits.item() for row in rows]
+        for side in ("left", "right"):
+            pads = [[PAD] * (width - len(row)) for row in rows]
+            ids = torch.tensor([p + r if side == "left" else r + p for p, r in zip(pads, rows, strict=True)])
+            mask = torch.tensor([[int(token != PAD) for token in row] for row in ids.tolist()])
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            padded = judge(ids, attention_mask=mask, position_ids=positions).logits[:, 0].tolist()
+            assert padded == pytest.approx(alone, abs=1e-5)
+    model = rlhf.backbone.add_adapter(AutoModelForCausalLM.from_pretrained(toy / "model"), "reward", toy / "reward")
+    head = rlhf.backbone.reward_head(toy / "reward", "cpu")
+    for batch in (1, 5):
+        scores = rlhf.backbone.score_rows(model.eval(), head, rows, PAD, batch)
+        assert scores == pytest.approx(alone, abs=1e-5) and len(set(scores)) == 5
+    assert rlhf.backbone.score_rows(model, head, rows, 33) == pytest.approx(alone, abs=1e-5)
+
+
+def test_pairs_are_learnt_and_swapping_them_is_noticed(rlhf, toy):
+    import torch
+
+    pairs = [{"prompt": p, "chosen": c + [EOS], "rejected": r + [EOS]}
+             for p, c, r in zip(some_prompts(8), some_prompts(8, 2), some_prompts(8, 3), strict=True)]  # fmt: skip
+    args = SimpleNamespace(
+        seed=1, bf16=False, quantization="none", lora_r=4, lora_alpha=4, gradient_checkpointing=False
+    )
+    model = rlhf.train_reward.classifier(toy / "model", args)
+    head = rlhf.train_reward.head_of(model)
+    start = head.detach().clone()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == 2 * 7 * 2 + 1 and all(p.dtype == torch.float32 for p in trained)
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for step in range(40):
+        chosen, rejected = rlhf.backbone.scores_of(model, head, *rlhf.backbone.pad_right(
+            rlhf.train_reward.side_rows(pairs, EOS), PAD, "cpu")).chunk(2)  # fmt: skip
+        losses, margins = rlhf.train_reward.bradley_terry(chosen, rejected, 0.01)
+        losses.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if not step:
+            assert not head.equal(start)
+    assert (margins > 0).all()
+    right, wrong = (
+        rlhf.train_reward.bradley_terry(*each)[0].mean() for each in ((chosen, rejected), (rejected, chosen))
+    )
+    assert right < math.log(2) < wrong
+    swapped = [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs]
+    measured = [rlhf.train_reward.evaluate(model.eval(), head, each, TOKENS) for each in (pairs, swapped)]
+    assert [each["accuracy"] for each in measured] == [1.0, 0.0]
+    assert measured[0]["margin"] == pytest.approx(-measured[1]["margin"], rel=1e-4)
+
+
+def test_bradley_terry_by_hand(rlhf):
+    import torch
+
+    losses, margins = rlhf.train_reward.bradley_terry(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 2.0]), 0.5)
+    assert losses.tolist() == pytest.approx([math.log(1 + math.exp(-1)) + 0.5, math.log(2) + 8])
+    assert margins.tolist() == [1, 0]
+
+
+RELOAD = """
+import sys
+from types import SimpleNamespace
+from pathlib import Path
+from common import paths
+paths.load_env()
+import backbone
+path, folder = Path(sys.argv[1]), sys.argv[2]
+model = backbone.load_backbone(path, SimpleNamespace(quantization="none", bf16=False))
+model = backbone.add_adapter(model, "reward", folder).eval()
+head = backbone.reward_head(folder, "cpu")
+print("SCORES", backbone.score_rows(model, head, [[5, 6, 2], [7, 8, 9, 2]], 0))
+"""
+
+
+def test_a_fresh_process_scores_alike(rlhf, toy, environment):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = rlhf.backbone.add_adapter(AutoModelForCausalLM.from_pretrained(toy / "model"), "reward", toy / "reward")
+    head = rlhf.backbone.reward_head(toy / "reward", "cpu")
+    assert [name for name in load_file(toy / "reward" / "adapter_model.safetensors") if name.endswith("score.weight")]
+    scores = rlhf.backbone.score_rows(model.eval(), head, [[5, 6, EOS], [7, 8, 9, EOS]], PAD)
+    command = [sys.executable, "-c", RELOAD, toy / "model", toy / "reward"]
+    done = subprocess.run([*map(str, command)], cwd=TASK, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.split("SCORES ")[1])
+    assert found == pytest.approx(scores, abs=1e-6)
+
+
+def test_wrong_models_are_refused(rlhf, toy, tmp_path):
+    import shutil
+
+    with pytest.raises(SystemExit, match="(?s)unmerged LoRA adapter.*Merge it first"):
+        rlhf.backbone.sft_model(str(toy / "reward"))
+    other = tmp_path / "other"
+    shutil.copytree(toy / "model", other)
+    settings = json.loads((other / "config.json").read_text()) | {"rope_theta": 5}
+    (other / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match="trained on another model"):
+        rlhf.backbone.read_reward(toy / "reward", other)
+    with pytest.raises(SystemExit, match="holds no reward model"):
+        rlhf.backbone.read_reward(toy / "model", other)
+    with pytest.raises(SystemExit, match="Use the same in every stage"):
+        rlhf.backbone.check_reward({"quantization": "4bit"}, SimpleNamespace(quantization="none"))
+    headless = tmp_path / "headless"
+    shutil.copytree(toy / "reward", headless)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(headless / "adapter_model.safetensors")
+    save_file({n: w for n, w in weights.items() if "score" not in n}, headless / "adapter_model.safetensors")
+    with pytest.raises(SystemExit, match="no score head"):
+        rlhf.backbone.reward_head(headless, "cpu")
+
+
+def test_a_merged_model_answers_as_base_and_adapter(rlhf, tiny_model, tmp_path):
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(
+        r=4, target_modules=rlhf.backbone.PROJECTIONS, task_type="CAUSAL_LM"))  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / "sft")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "sft")
+    out = ["--adapter", str(tmp_path / "sft"), "--model", str(tiny_model), "--output_dir", str(tmp_path / "merged")]
+    folder = rlhf.merge.main(out)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(tiny_model), str(tmp_path / "sft"))(ids).logits  # fmt: skip
+        merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits
+    assert (merged - expected).abs().max() < 0.05 * (base - expected).abs().max()  # rounded to bfloat16 once
+    assert rlhf.backbone.sft_model(str(folder)) == folder and (folder / "tokenizer.json").exists()
+    assert rlhf.merge.main([*out, "--reuse"]) == folder
+    again = rlhf.merge.main(out)
+    assert again == folder.with_name("merged-2")  # results are never overwritten
+
+
+# -- the data
+
+
+ENGLISH = {
+    "conversations": [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "Hi"}],
+    "chosen": {"from": "gpt", "value": "Hello!"},
+    "rejected": {"from": "gpt", "value": "What?"},
+}
+CHINESE = {"conversations": [{"from": "human", "value": "你好"}], "chosen": "您好！", "rejected": "干嘛？"}
+USER = {"role": "user", "content": "Hi"}
+
+
+def test_every_layout_gives_the_same_pair(rlhf):
+    parse = rlhf.data.parse_pair
+    said = [{"role": "assistant", "content": text} for text in ("Hello!", "What?")]
+    expected = {"prompt": [USER], "chosen": "Hello!", "rejected": "What?"}
+    assert parse({"prompt": "Hi", "chosen": " Hello!\n", "rejected": "What?"}) == expected
+    assert parse({"prompt": [USER], "chosen": said[0], "rejected": [said[1]]}) == expected
+    assert parse({"chosen": [USER, said[0]], "rejected": [USER, said[1]]}) == expected  # the prompt is what they share
+    assert parse({"prompt": [USER], "chosen": [USER, said[0]], "rejected": [USER, said[1]]}) == expected
+    system = {"role": "system", "content": "Be kind."}
+    assert parse(ENGLISH) == expected | {"prompt": [system, USER]}
+    assert parse(CHINESE) == {"prompt": [{"role": "user", "content": "你好"}], "chosen": "您好！", "rejected": "干嘛？"}
+
+
+def test_bad_pairs_are_dropped_counted_and_named(rlhf, tmp_path):
+    good = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    bad = [
+        good,
+        good | {"rejected": " a "},
+        good | {"chosen": ""},
+        good | {"rejected": None},
+        good | {"chosen": 7},
+        good | {"prompt": [{"role": "assistant", "content": "Hm"}]},
+        good | {"chosen": "a<|im_end|>"},
+        {"prompt": None, "chosen": "a", "rejected": "b"},
+        {"chosen": [USER, {"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]},
+        "text",
+    ]
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps(bad))
+    pairs, report = rlhf.data.read_pairs(file)
+    assert pairs == [{"prompt": [USER], "chosen": "a", "rejected": "b"}] and report["rows"] == 10
+    assert report["dropped"] == {
+        "equal sides": 1, "empty": 1, "missing": 2, "wrong type": 3, "prompt does not end with the user": 1,
+        "control token": 1,
+    }  # fmt: skip
+    assert f"{file}: row 2, column rejected: the same text as chosen; pair dropped: equal sides" in report["problems"]
+    file.write_text('[{"prompt": "Hi", "answer": "x"}]')
+    with pytest.raises(SystemExit, match="no column 'chosen'. Columns found: answer, prompt."):
+        rlhf.data.read_pairs(file)
+
+
+def test_json_lines_and_parquet_are_read_alike(rlhf, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [ENGLISH, ENGLISH | {"rejected": {"from": "gpt", "value": "No."}}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    made = [rlhf.data.read_pairs(file)[0] for file in sorted(tmp_path.iterdir())]
+    assert len(made) == 3 and made[0] == made[1] == made[2] and len(made[0]) == 2
+
+
+def test_the_split_is_by_prompt(rlhf):
+    pairs = [
+        {"prompt": [{"role": "user", "content": f"q{n // 3}"}], "chosen": "a", "rejected": f"b{n}"} for n in range(90)
+    ]
+    train, held = rlhf.data.split_pairs(pairs, 0.1, 42)
+    assert len(train) == 81 and len(held) == 9
+    assert not {str(p["prompt"]) for p in train} & {str(p["prompt"]) for p in held}
+    assert rlhf.data.split_pairs(pairs, 0.1, 42) == (train, held)
+
+
+def test_long_pairs_are_left_out_and_sides_end_in_eos(rlhf, demo_model, capsys):
+    from common.models import load_tokenizer
+
+    tokenizer = load_tokenizer(demo_model)
+    pairs = [{"prompt": [USER], "chosen": "yes", "rejected": "no"},
+             {"prompt": [USER], "chosen": "yes", "rejected": "no " * 100}]  # fmt: skip
+    (row,) = rlhf.data.encode_pairs(pairs, tokenizer, 64, 80, "pairs")
+    assert tokenizer.decode(row["prompt"] + row["chosen"]) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nyes<|im_end|>"
+    )
+    assert row["rejected"][-1] == tokenizer.eos_token_id and "pairs: 1 over" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no pair fits"):
+        rlhf.data.encode_pairs(pairs, tokenizer, 5, 80, "pairs")
+
+
+def test_the_order_of_prompts_needs_no_memory(rlhf):
+    prompts = list(range(10))
+    batches = [rlhf.data.prompts_of_update(prompts, update, 4, 7) for update in range(1, 6)]
+    flat = [prompt for batch in batches for prompt in batch]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == prompts and flat[:10] != flat[10:]
+    assert rlhf.data.prompts_of_update(prompts, 3, 4, 7) == batches[2]
+
+
+def test_the_sample(rlhf):
+    pairs, report = rlhf.data.read_pairs(TASK / "sample" / "pairs.jsonl")
+    assert (report["rows"], report["kept"]) == (48, 48)
+    assert all(len(pair["chosen"]) < len(pair["rejected"]) for pair in pairs)
+    assert all(rlhf.gold.gold(pair["chosen"]) > -3 for pair in pairs)
+
+
+# -- the gold reward, best-of-n, the comparison
+
+
+def test_gold_likes_a_dozen_different_plain_words(rlhf):
+    gold = rlhf.gold.gold
+    best = "Bees make honey, and they also help all our trees bear fruit."
+    assert gold(best) == pytest.approx(0.5) and gold("") == -4
+    assert gold(best[:-1]) == pytest.approx(0)  # no end
+    assert gold("Honey.") < gold("Bees make honey.") < gold(best) > gold(best + " " + best)
+    made = rlhf.gold.prompts(480)
+    assert len({str(prompt) for prompt in made}) == 480 and rlhf.gold.prompts(5, 1) == rlhf.gold.prompts(5, 1)
+
+
+def test_best_of_n_is_the_mean_over_all_draws(rlhf):
+    import itertools
+
+    scores, others = [0.3, -1.0, 2.0, 0.9], [1.0, 2.0, 3.0, 4.0]
+    for n in (1, 2, 3, 4):
+        draws = list(itertools.combinations(range(4), n))
+        picks = [max(draw, key=lambda i: scores[i]) for draw in draws]
+        assert rlhf.best_of_n.expected_best(scores, n) == pytest.approx(sum(scores[i] for i in picks) / len(draws))
+        assert rlhf.best_of_n.expected_best(scores, n, others) == pytest.approx(
+            sum(others[i] for i in picks) / len(draws)
+        )
+    assert rlhf.best_of_n.kl_of(1) == 0 and rlhf.best_of_n.kl_of(2) == pytest.approx(0.193147, abs=1e-6)
+    assert [row["n"] for row in rlhf.best_of_n.curve([scores, scores])] == [1, 2, 4]
+
+
+def test_metrics_at_equal_kl(rlhf):
+    rows = [{"kl": 0.0, "proxy": 0.0}, {"kl": 2.0, "proxy": 1.0}, {"kl": 4.0, "proxy": 0.0}]
+    assert rlhf.compare.at_kl(rows, 1.0, "proxy") == 0.5 and rlhf.compare.at_kl(rows, 3.0, "proxy") == 0.5
+    assert rlhf.compare.at_kl(rows, 5.0, "proxy") is None  # never got there
+
+
+# -- whole runs
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_model, tmp_path_factory):
+    """train.py from an SFT adapter to PPO and GRPO on the tiny model: (folder, flags, output, run again)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("chain")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(
+        folder / "sft"
+    )
+    settings = json.loads((folder / "sft" / "adapter_config.json").read_text())
+    (folder / "sft" / "adapter_config.json").write_text(
+        json.dumps(settings | {"base_model_name_or_path": str(tiny_model)})
+    )
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / "sft")
+    small = {"reward": "epochs: 1\nbatch_size: 16\nsft_samples: 4\nmax_new_tokens: 6\nbf16: false\nlora_r: 4\nsave_every: 1\n",
+             "ppo": "updates: 4\nrollout_size: 4\nmicro_batch_size: 4\nmax_new_tokens: 6\nbf16: false\nsave_every: 1\n"
+                    "snapshot_every: 2\nlearning_rate: 1.0e-3\n",
+             "grpo": "max_steps: 2\nnum_generations: 2\nper_device_train_batch_size: 4\ngradient_accumulation_steps: 1\n"
+                     "max_completion_length: 6\nbf16: false\nsave_steps: 1\n"}  # fmt: skip
+    flags = ["--adapter", str(folder / "sft"), "--data", str(TASK / "sample" / "pairs.jsonl"), "--grpo"]
+    for name, text in small.items():
+        (folder / f"{name}.yaml").write_text(text)
+        flags += [f"--{name}_config", str(folder / f"{name}.yaml")]
+    environment = os.environ | {"OUTPUT_DIR": str(folder / "outputs"), "HF_HUB_OFFLINE": "1"}
+
+    def run(file, *arguments, check=True):
+        done = subprocess.run(
+            [sys.executable, str(TASK / file), *map(str, arguments)],
+            cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    shown = run("train.py", *flags).stdout
+    return SimpleNamespace(folder=folder, flags=flags, shown=shown, run=run, environment=environment)
+
+
+def runs_of(chain, stage):
+    return sorted((chain.folder / "outputs" / "rlhf_ppo" / stage).glob("*"))
+
+
+def numbers(folder):
+    """metrics.jsonl without what a clock or the memory says."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clock = ("time", "peak_gb_process", "tokens_per_s")
+    return [{k: v for k, v in line.items() if k not in clock and not k.startswith("s_")} for line in lines]
+
+
+def test_the_chain_makes_every_stage(chain):
+    for stage, files in {
+        "merged": {"model.safetensors", "tokenizer.json", "config.json"},
+        "reward": {"adapter_model.safetensors", "reward.json", "reward.png", "metrics.jsonl", "tokenizer.json"},
+        "ppo": {"adapter_model.safetensors", "ppo.png", "metrics.jsonl", "snapshot-2", "snapshot-4", "checkpoint-4"},
+        "grpo": {"adapter_model.safetensors", "grpo.png", "metrics.jsonl", "checkpoint-2"},
+    }.items():
+        (folder,) = runs_of(chain, stage)
+        assert files <= {file.name for file in folder.iterdir()}, stage
+        assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    (ppo,) = runs_of(chain, "ppo")
+    logs = numbers(ppo)
+    assert [log["step"] for log in logs] == [1, 2, 3, 4]
+    assert logs[0]["kl"] == 0.0 and [log["ratio_error"] for log in logs] == [0.0] * 4
+    assert all(log["grad_policy"] > 0 and log["grad_value"] > 0 for log in logs)
+    (grpo,) = runs_of(chain, "grpo")
+    assert len(numbers(grpo)) == 2 and all("reward" in log for log in numbers(grpo))
+    assert re.search(r"ppo: score of 4 held-out answers [+-][\d.]+ before, [+-][\d.]+ after", chain.shown)
+
+
+def test_finished_stages_are_not_repeated(chain):
+    shown = chain.run("train.py", *chain.flags).stdout
+    assert shown.count("finished before with these arguments and inputs") == 4
+    assert all(len(runs_of(chain, stage)) == 1 for stage in ("merged", "reward", "ppo", "grpo"))
+
+
+def test_every_policy_is_asked(chain):
+    questions = chain.folder / "questions.txt"
+    questions.write_text("What is rain?\nName a tree.\n")
+    chain.run("infer.py", "--file", questions, "--max_new_tokens", 4, "--bf16", "false")
+    lines = [json.loads(line) for line in (chain.folder / "questions.txt.answers.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["What is rain?", "Name a tree."]
+    assert all(
+        set(line) == {"prompt", "sft", "ppo", "grpo"} and set(line["ppo"]) == {"answer", "score"} for line in lines
+    )
+    again = chain.run("infer.py", "--file", questions, check=False)
+    assert again.returncode and "exists and is kept" in again.stderr
+
+
+def test_best_of_n_is_reported(chain):
+    merged, reward = runs_of(chain, "merged")[0], runs_of(chain, "reward")[0]
+    data = TASK / "sample" / "pairs.jsonl"
+    flags = ["--model", merged, "--reward", reward, "--data", data, "--n", 4, "--prompts", 2, "--max_new_tokens", 4]
+    chain.run("best_of_n.py", *flags)
+    (folder,) = runs_of(chain, "best_of_n")
+    rows = json.loads((folder / "best_of_n.json").read_text())
+    assert [row["n"] for row in rows] == [1, 2, 4] and rows[0]["score"] <= rows[1]["score"] <= rows[2]["score"]
+
+
+def test_the_comparison_draws_its_plot(chain):
+    (merged,) = runs_of(chain, "merged")
+    small = ["--prompts", 24, "--answers", 3, "--max_new_tokens", 6, "--updates", 2, "--snapshots", 2, "--seeds", 1]
+    small += ["--rollout_size", 8, "--n", 4, "--eval_prompts", 2, "--eval_answers", 2]
+    chain.run("compare.py", "--model", merged, *small)
+    (folder,) = runs_of(chain, "compare")
+    made = json.loads((folder / "compare.json").read_text())
+    assert [(row["method"], row["update"]) for row in made["rows"]] == [
+        ("sft", 0), ("grpo", 1), ("grpo", 2), ("ppo", 1), ("ppo", 2),
+    ]  # fmt: skip
+    assert made["rows"][0]["kl"] == 0 and [row["n"] for row in made["best_of_n"]] == [1, 2, 4]
+    assert (folder / "compare.png").stat().st_size > 10_000 and "| 0 (SFT) |" in (folder / "compare.md").read_text()
+
+
+def test_a_killed_run_goes_on_bit_for_bit(chain):
+    """SIGTERM in the middle: a checkpoint is left, exit 143; the same command ends as the run that was never stopped."""
+    straight, merged, reward = (runs_of(chain, stage)[0] for stage in ("ppo", "merged", "reward"))
+    out = chain.folder / "killed"
+    flags = ["--model", merged, "--reward", reward, "--data", TASK / "sample" / "pairs.jsonl", "--quantization", "none"]
+    flags += ["--config", chain.folder / "ppo.yaml", "--output_dir", out]
+    command = [sys.executable, str(TASK / "train_ppo.py"), *map(str, flags)]
+    process = subprocess.Popen(
+        command, cwd=chain.folder, env=chain.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for _ in range(600):
+        if (out / "metrics.jsonl").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 143 and "the same command goes on from it" in said, said
+    assert 1 <= len(numbers(out)) < 4 and json.loads((out / "run.json").read_text())["status"] == "unfinished"
+    done = chain.run("train_ppo.py", *flags)
+    assert "an unfinished run with these arguments goes on from checkpoint-" in done.stdout
+    assert numbers(out) == numbers(straight)
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (straight / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "said"),
+    [
+        ("train.py", ["--data", "nowhere.json"], "nowhere.json: no such file or folder"),
+        ("train_ppo.py", ["--quantization", "4bit"], "needs an NVIDIA GPU"),
+        ("train_ppo.py", ["--updats", "3"], "unknown flag --updats; did you mean --updates?"),
+        ("merge.py", [], "--adapter FOLDER is needed"),
+        ("infer.py", [], "no finished run of PPO or GRPO"),
+        ("compare.py", ["--own_pairs"], "--own_pairs needs --data FILE"),
+    ],
+)
+def test_bad_input_is_said_in_a_line(script, file, arguments, said):
+    done = script(TASK / file, *arguments, check=False)
+    assert done.returncode and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_answers_at_once(script):
+    for file in ("train", "merge", "train_reward", "train_ppo", "train_grpo", "best_of_n", "compare", "infer"):
+        began = time.time()
+        assert "Flags (and their defaults)" in script(TASK / f"{file}.py", "--help").stdout
+        assert time.time() - began < 5, file  # 0.2 s on an idle machine
+
+
+def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
+    """cp -r rlhf_ppo elsewhere; python train.py --demo, made small; nothing else of the repo."""
+    task = copied("rlhf_ppo")
+    (tmp_path / "reward.yaml").write_text("batch_size: 4\nmax_pairs: 8\nsft_samples: 2\nmax_new_tokens: 4\n")
+    (tmp_path / "ppo.yaml").write_text("updates: 1\nrollout_size: 2\nmax_new_tokens: 4\nshow_answers: 1\n")
+    flags = [
+        "--demo",
+        "--grpo",
+        "false",
+        "--reward_config",
+        tmp_path / "reward.yaml",
+        "--ppo_config",
+        tmp_path / "ppo.yaml",
+    ]
+    shown = script(task / "train.py", *flags).stdout
+    assert re.search(r"ppo: score of 1 held-out answers .* before, .* after", shown)
+    (folder,) = (tmp_path / "outputs" / "rlhf_ppo" / "ppo").iterdir()
+    assert numbers(folder)[0]["kl"] == 0.0 and (folder / "adapter_model.safetensors").exists()

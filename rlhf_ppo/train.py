@@ -1,0 +1,90 @@
+"""The whole chain: SFT adapter -> merge -> reward model -> PPO (and GRPO beside it); finished stages are not repeated.
+
+    merge.py         SFT adapter into its base            skipped where --model is a whole model already
+    train_reward.py  learn from the pairs which answer is preferred
+    train_ppo.py     make preferred answers likelier, staying near the SFT model
+    train_grpo.py    the same with GRPO (--grpo)
+
+Each stage starts from what the one before made, which is why their order is fixed. Started again with the same command,
+the chain takes finished stages as they are and goes on in the middle of the one that was cut off. Each stage's own flags
+(python train_ppo.py --help) go into a YAML file: --ppo_config my_ppo.yaml.
+
+One GPU:           python train.py --adapter outputs/alpaca/RUN --data pairs.jsonl
+An instruct model: python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl --grpo
+Three minutes, CPU: python train.py --demo
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import merge
+import train_grpo
+import train_ppo
+import train_reward
+
+from common.cli import arg, parse
+from common.paths import DEMO_MODEL
+from common.runs import read_record
+from stage import free_memory
+
+DEFAULTS = dict(
+    model="Qwen/Qwen2.5-0.5B-Instruct",  # small: PPO samples as much as it trains
+    quantization="none",  # 4bit: a 7B backbone on a 16 GB card
+    grpo=False,
+)
+DEMO = dict(
+    model=DEMO_MODEL,
+    grpo=True,
+)
+
+
+@dataclass
+class Args:
+    model: str = arg("Qwen/Qwen2.5-0.5B-Instruct", "the SFT model, whole; with --adapter: not needed")
+    adapter: str | None = arg(None, "an SFT adapter, which is merged into its base first")
+    data: str | None = arg(None, "preference pairs (default: RLHF_PPO_DATA_DIR, DATA_DIR/rlhf_ppo, hub)")
+    quantization: Literal["none", "4bit"] = arg("none", "of the frozen weights, in every stage")
+    grpo: bool = arg(False, "train GRPO on the same prompts and reward model, too")
+    reward_config: str | None = arg(None, "YAML file with flags of train_reward.py")
+    ppo_config: str | None = arg(None, "YAML file with flags of train_ppo.py")
+    grpo_config: str | None = arg(None, "YAML file with flags of train_grpo.py")
+
+
+def main(argv=None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
+    began = time.time()
+    demo = ["--demo"] if "--demo" in argv else []
+
+    def stage(title, module, flags, config=None):
+        print(f"\n== {title} ({time.time() - began:.0f} s)", flush=True)
+        folder = module.main([*flags, "--reuse", *(["--config", config] if config else [])])
+        free_memory()
+        return folder
+
+    model = args.model
+    if args.adapter:
+        model = str(stage("merge", merge, ["--adapter", args.adapter]))
+    common = [*demo, "--model", model, "--quantization", args.quantization]
+    common += ["--data", args.data] if args.data else []
+    reward = stage("reward model", train_reward, common, args.reward_config)
+    common += ["--reward", str(reward)]
+    made = {"ppo": stage("PPO", train_ppo, common, args.ppo_config)}
+    if args.grpo:
+        made["grpo"] = stage("GRPO", train_grpo, common, args.grpo_config)
+
+    held = read_record(reward)["held_out"]
+    print(f"\n== done in {time.time() - began:.0f} s")
+    print(f"reward model: accuracy {held['accuracy']:.2f} on {held['pairs']} held-out pairs   {reward}")
+    for name, folder in made.items():
+        record = read_record(folder)
+        before, after = (sum(e["score"] for e in record[k]) / len(record[k]) for k in ("before", "after"))
+        shown = len(record["after"])
+        print(f"{name}: score of {shown} held-out answers {before:+.2f} before, {after:+.2f} after   {folder}")
+    print("Ask them: python infer.py --prompt 'Why do cats purr?'")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,475 @@
+"""PPO (proximal policy optimisation, arXiv 1707.06347) for RLHF, on one backbone.
+
+RLHF has four models: the policy that is trained, the reference that it may not leave too far, the reward model that
+judges, the value model that guesses the judgement in advance. Here they are one frozen SFT backbone and three LoRAs:
+
+    policy     backbone + LoRA "policy" + lm_head            trained
+    value      backbone + LoRA "value"  + a linear head      trained, begins as a copy of the reward model
+    reward     backbone + LoRA "reward" + its linear head    frozen
+    reference  backbone with all LoRAs off                   frozen, costs nothing
+
+One update: (1) sample answers; (2) reward of token t: r_t = -kl_coef (log p(t) - log p_ref(t)), the last one plus the
+score of the answer; (3) advantages by GAE: how much better than the value model expected; (4) some passes over these
+samples that make better-than-expected tokens likelier, clipped where a token's probability has changed by over 20%.
+
+Read from top to bottom: the formulas, the backbone, the rollout, the update, the loop.
+
+One GPU:            python train_ppo.py --model outputs/rlhf_ppo/merged/RUN --reward outputs/rlhf_ppo/reward/RUN
+A minute, CPU:      python train_reward.py --demo && python train_ppo.py --demo
+Override anything:  python train_ppo.py --model MODEL --reward RUN --kl_coef 0.1 --updates 200
+"""
+
+import contextlib
+import math
+import random
+import statistics
+import time
+from pathlib import Path
+
+from backbone import (
+    PROJECTIONS,
+    BackboneArgs,
+    add_adapter,
+    examples,
+    fingerprint,
+    load_backbone,
+    ready,
+    response_logprobs,
+    response_states,
+    reward_head,
+    save_adapter,
+    score_rows,
+    show_course,
+    show_examples,
+)
+from common.cli import arg, parse
+from common.evaluation import generate
+from common.paths import DEMO_MODEL
+from common.runs import peak_memory
+from data import DataArgs, cut_at_eos, encode_prompts, load_splits, prompts_of_update, rm_ids
+from stage import Stage, StageArgs, digest, flags
+
+HERE = Path(__file__).resolve().parent
+
+DEFAULTS = dict(
+    model="Qwen/Qwen2.5-0.5B-Instruct",
+    updates=100,  # rollouts; each is followed by epochs x minibatches optimizer steps
+    rollout_size=64,  # answers an update; fewer make the advantages noisy, more make the samples old
+    epochs=2,  # passes over a rollout; more learn faster until the clipping stops them
+    minibatches=2,  # optimizer steps a pass
+    micro_batch_size=8,  # answers at once in forward and backward; changes memory and speed, not the result
+    max_new_tokens=256,  # an answer that has no end by then is judged as it is and pays eos_penalty
+    temperature=1.0,  # also divides the logits in training: what is scored is the distribution that was sampled
+    learning_rate=1e-5,  # of the policy's LoRA
+    value_learning_rate=5e-5,  # the value model may follow faster: its errors become the policy's noise
+    kl_coef=0.05,  # price of one nat of KL in units of the score's standard deviation
+    kl_target=0.0,  # above 0: kl_coef is adapted until the KL of an answer is this many nats
+    gamma=1.0,  # a token's share in the score does not fade with its distance from the end
+    gae_lambda=0.95,  # 1: the real outcome, noisy; 0: what the value model believes, biased
+    clip=0.2,  # how far a token's probability may move in one rollout's updates, as a ratio
+    value_clip=0.2,  # the same for values; presumes normalised scores, 0 turns it off
+    max_grad_norm=1.0,  # for the policy and for the value model separately: one must not drown the other
+    eos_penalty=1.0,  # off the score of an answer without an end: it must not pay to be cut off
+    value_warmup=0,  # first updates that train the value model only; 5-10 where it does not begin as the reward model
+    lora_r=16,
+    lora_alpha=16,  # alpha = r keeps the update's scale at 1
+    save_every=10,  # updates that a crash can cost; a stop by SIGTERM or Ctrl-C saves at once
+    snapshot_every=0,  # above 0: keep the policy's adapter every so many updates, for compare.py
+    seed=3407,
+)
+DEMO = dict(
+    model=DEMO_MODEL,
+    data=str(HERE / "sample" / "pairs.jsonl"),
+    updates=5,
+    rollout_size=16,
+    max_new_tokens=20,
+    learning_rate=2e-3,  # five updates only: a small model bears, and needs, larger steps
+    value_learning_rate=5e-4,
+    kl_coef=0.02,
+)
+
+
+Args = flags(
+    "Args",
+    DEFAULTS,
+    (BackboneArgs, DataArgs, StageArgs),
+    reward=(str | None, arg(None, "the reward model's folder (default: the newest run of train_reward.py)")),
+    gradient_checkpointing=(bool, arg(False, "keep a layer's input only and compute it again: less memory, slower")),
+    show_answers=(int, arg(4, "held-out prompts answered before and after")),
+)
+
+
+# -- the formulas, all on tensors (B, T): B answers of up to T tokens, mask 1 at an answer's tokens, eos included
+
+
+def response_mask(responses):
+    """1 up to and with each answer's eos (all of it where there is none). By position and not by `ids != pad`: where
+    pad and eos are one token, that would mask the eos, the only token that has a score."""
+    import torch
+
+    mask = torch.zeros(len(responses), max(map(len, responses)))
+    for row, response in zip(mask, responses, strict=True):
+        row[: len(response)] = 1
+    return mask
+
+
+def token_rewards(logprobs, ref_logprobs, scores, mask, kl_coef):
+    """-kl_coef (log p - log p_ref) at every token, plus the score at the last real one (B, T).
+
+    The KL estimate is the plain difference (k1): in a reward it must be right on average, and may be negative once.
+    """
+    import torch
+
+    rewards = -kl_coef * (logprobs - ref_logprobs) * mask
+    last = mask.sum(1).long() - 1
+    rewards[torch.arange(len(rewards), device=rewards.device), last] += (
+        scores  # not at T - 1: behind the eos is padding, which has no gradient
+    )
+    return rewards
+
+
+def gae(rewards, values, mask, gamma, lam):
+    """Generalised advantage estimation (arXiv 1506.02438): (advantages, returns), both 0 at padding.
+
+        delta_t = r_t + gamma V_{t+1} - V_t          A_t = delta_t + gamma lam A_{t+1}
+
+    After the last token nothing follows: no V is added there, also where the answer was cut off at its longest, which is
+    what eos_penalty is for. Returns are A + V with A before any normalisation: they have the score's units.
+    """
+    import torch
+
+    advantages, ahead = torch.zeros_like(rewards), torch.zeros(len(rewards), device=rewards.device)
+    next_value = torch.zeros_like(ahead)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        ahead = (delta + gamma * lam * ahead) * mask[:, t]  # 0 at padding, so that the last token's A sees none of it
+        next_value = values[:, t] * mask[:, t]
+        advantages[:, t] = ahead
+    return advantages, (advantages + values) * mask
+
+
+def whiten(x, mask):
+    """x with mean 0 and variance 1 over the real tokens of the WHOLE rollout. Over a micro-batch each would be compared
+    with its neighbours only, and the result would depend on how memory made us cut."""
+    count = mask.sum()
+    mean = (x * mask).sum() / count
+    variance = ((x - mean) ** 2 * mask).sum() / (count - 1).clamp(min=1)
+    return (x - mean) * (variance + 1e-8).rsqrt() * mask
+
+
+def policy_losses(logprobs, old, advantages, clip):
+    """Clipped surrogate of each token: -min(ratio A, clip(ratio) A). The minimum takes away the reward for moving further
+    than `clip`, and never the penalty for having moved the wrong way."""
+    ratio = (logprobs - old).exp()
+    return -(advantages * ratio).minimum(advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+def value_losses(values, old, returns, clip):
+    """0.5 (V - R)^2 of each token, the larger one of V and of V held within `clip` of what it was at the rollout."""
+    loss = (values - returns) ** 2
+    if clip:
+        loss = loss.maximum((old + (values - old).clamp(-clip, clip) - returns) ** 2)
+    return 0.5 * loss
+
+
+def explained_variance(values, returns):
+    """1: the value model knows every return; 0: no better than a constant; below: worse than one."""
+    variance = returns.var(unbiased=False)
+    return (1 - (returns - values).var(unbiased=False) / variance.clamp(min=1e-8)).item()
+
+
+# -- the backbone with its three adapters
+
+
+class Backbone:
+    """One frozen model; `use` says which adapter is on. Trained: policy, value and the value head, in float32."""
+
+    def __init__(self, path, reward_folder, reward, args):
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import set_seed
+
+        set_seed(args.seed)  # LoRA's A is random
+        # Dropout 0: with it the same tokens would have other log-probabilities in the update than in the rollout.
+        lora = dict(lora_dropout=0.0, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+        policy = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, **lora)
+        self.model = get_peft_model(load_backbone(path, args), policy, "policy")
+        add_adapter(self.model, "reward", reward_folder)
+        judge = self.model.peft_config["reward"]
+        self.model.add_adapter("value", LoraConfig(r=judge.r, lora_alpha=judge.lora_alpha, **lora))
+        self.head = reward_head(reward_folder, self.model.device)
+        self.mean, self.std = reward["sft_mean"], reward["sft_std"]
+        # The value model begins as the reward model, in the same units: (score - mean) / std is linear, too.
+        self.value_head = torch.nn.Linear(len(self.head), 1, device=self.model.device)
+        self.value_head.weight.data.copy_(self.head[None] / self.std)
+        self.value_head.bias.data.fill_(-self.mean / self.std)
+        for name, parameter in self.model.named_parameters():
+            if ".value." in name:
+                parameter.data.copy_(self.model.get_parameter(name.replace(".value.", ".reward.")).data)
+        if args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        named = list(self.model.named_parameters())
+        self.policy_parameters = {n: p for n, p in named if ".policy." in n}
+        self.value_parameters = {n: p for n, p in named if ".value." in n}
+        self.value_parameters |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        self.use("policy")
+
+    def use(self, name):
+        """Switch the adapter. PEFT turns requires_grad off for all adapters but the active one, so a graph must have had
+        its backward pass before the switch: a joint backward afterwards leaves the first adapter without gradients, and
+        no error says so. The reward adapter is switched on frozen."""
+        self.model.set_adapter(name, inference_mode=name == "reward")
+
+    @contextlib.contextmanager
+    def reference(self):
+        """All adapters off. Leaving PEFT's context makes the active adapter trainable: it has to be the policy, or the
+        judge would begin to learn."""
+        self.use("policy")
+        with self.model.disable_adapter():
+            yield
+
+    def values(self, prompts, responses, pad):
+        """V before every response token, flat (N,): what score does the value model expect at this point? The adapter
+        "value" must be the active one."""
+        return self.value_head(response_states(self.model, prompts, responses, pad).float())[:, 0]
+
+
+# -- one rollout
+
+
+def slices(count, size):
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def fill(mask, rows, flat):
+    """Flat values of some rows' tokens as a (len(rows), T) tensor, 0 at padding."""
+    import torch
+
+    made = torch.zeros_like(mask[rows])
+    made[mask[rows].bool()] = flat
+    return made
+
+
+def rollout(backbone, tokenizer, prompts, args, kl_coef):
+    """Sample answers to prompts (lists of token ids) and compute all that the update needs, as a dict.
+
+    No dropout, no gradients, eval mode; the forward passes use the same micro-batches as the update's first pass.
+    """
+    import torch
+
+    began = time.time()
+    model, pad, eos = backbone.model, tokenizer.pad_token_id, tokenizer.eos_token_id
+    backbone.use("policy")
+    model.eval()
+    # The whole distribution: with top_k or top_p the sampled one would not be the one that is scored.
+    how = dict(backend="hf", return_ids=True, temperature=args.temperature, top_k=0, top_p=1.0)
+    responses = generate(model, tokenizer, prompts, args.max_new_tokens, len(prompts), **how)
+    responses = [cut_at_eos(response, eos) for response in responses]
+    sampled = time.time() - began
+    mask = response_mask(responses).to(model.device)
+    batches = slices(len(prompts), args.micro_batch_size)
+
+    def each(function):
+        with torch.no_grad():
+            return [function([prompts[i] for i in rows], [responses[i] for i in rows]) for rows in batches]
+
+    def whole(parts):
+        return torch.cat([fill(mask, rows, flat) for rows, flat in zip(batches, parts, strict=True)])
+
+    policy = each(lambda p, r: response_logprobs(model, p, r, pad, args.temperature, entropy=True))
+    logprobs, entropy = whole([part[0] for part in policy]), whole([part[1] for part in policy])
+    with backbone.reference():
+        ref_logprobs = whole(each(lambda p, r: response_logprobs(model, p, r, pad, args.temperature)))
+    backbone.use("value")
+    values = whole(each(lambda p, r: backbone.values(p, r, pad)))
+    backbone.use("reward")
+    rows = [rm_ids(prompt, response, eos) for prompt, response in zip(prompts, responses, strict=True)]
+    raw = torch.tensor(score_rows(model, backbone.head, rows, pad, args.micro_batch_size), device=model.device)
+    backbone.use("policy")
+    # In units of the SFT model's own spread; clamped, since one absurd score would be the whole gradient.
+    scores = ((raw - backbone.mean) / backbone.std).clamp(-10, 10)
+    ended = torch.tensor([response[-1] == eos for response in responses], device=model.device)
+    rewards = token_rewards(logprobs, ref_logprobs, scores - args.eos_penalty * ~ended, mask, kl_coef)
+    advantages, returns = gae(rewards, values, mask, args.gamma, args.gae_lambda)
+    d = (logprobs - ref_logprobs) * mask
+    lengths = mask.sum(1)
+    metrics = {
+        "score": scores.mean(), "score_std": scores.std(unbiased=False), "score_raw": raw.mean(),
+        "kl": d.sum(1).mean(),  # nats an answer; an average of k1, unbiased
+        "kl_k3": (((-d).exp() - 1 + d) * mask).sum(1).mean(),  # never negative, less noisy
+        "rlhf_reward": rewards.sum(1).mean(),  # what is maximised: score - penalty - kl_coef KL
+        "entropy": (entropy * mask).sum() / mask.sum(),
+        "length": lengths.mean(), "eos_rate": ended.float().mean(),
+    }  # fmt: skip
+    metrics = {name: value.item() for name, value in metrics.items()}
+    real = mask.bool()
+    metrics["explained_variance"] = explained_variance(values[real], returns[real])
+    metrics |= {"s_generate": sampled, "s_rollout": time.time() - began, "tokens_per_s": lengths.sum().item() / sampled}
+    made = dict(prompts=prompts, responses=responses, mask=mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
+    made |= dict(values=values, rewards=rewards, returns=returns, scores=scores, metrics=metrics)
+    return made | {"advantages": whiten(advantages, mask)}
+
+
+# -- one update
+
+
+def optimize(backbone, optimizer, roll, pad, args, update):
+    """Passes over a rollout: epochs x minibatches optimizer steps. Returns metrics, means over the steps."""
+    import torch
+
+    backbone.model.train()  # gradient checkpointing needs it; without dropout both modes compute the same
+    began, count, seen = time.time(), len(roll["prompts"]), []
+    size = math.ceil(count / args.minibatches)
+    for epoch in range(args.epochs):
+        order = list(range(count))
+        if epoch:  # the prompts came in random order: the first pass keeps it, has the rollout's very micro-batches,
+            random.Random(f"{args.seed}-{update}-{epoch}").shuffle(order)  # and its first ratio is 1, not nearly 1
+        for minibatch in (order[start : start + size] for start in range(0, count, size)):
+            step = minibatch_gradients(backbone, roll, minibatch, pad, args, update > args.value_warmup)
+            for name, parameters in (("policy", backbone.policy_parameters), ("value", backbone.value_parameters)):
+                step[f"grad_{name}"] = torch.nn.utils.clip_grad_norm_(parameters.values(), args.max_grad_norm)
+            # One gradient that is not a number, and every weight is none: such a step is left out.
+            if all(step[f"grad_{name}"].isfinite() for name in ("policy", "value") if f"grad_{name}" in step):
+                optimizer.step()
+            optimizer.zero_grad()
+            seen.append(step)
+    return summary(seen) | {"s_update": time.time() - began}
+
+
+def minibatch_gradients(backbone, roll, minibatch, pad, args, policy_on=True):
+    """Backward passes of one minibatch (indices into the rollout): first all of the policy's, then all of the value
+    model's, so that adapters are switched twice a minibatch. Each micro-batch adds its sum over tokens divided by the
+    minibatch's tokens: the same gradient however it is cut."""
+    import torch
+
+    batches = [[minibatch[i] for i in rows] for rows in slices(len(minibatch), args.micro_batch_size)]
+    tokens = roll["mask"][minibatch].sum()
+    sums = dict.fromkeys(("policy_loss", "approx_kl", "clip_fraction", "value_loss", "value_clip_fraction"), 0.0)
+    ratios = [torch.ones(1, device=tokens.device)]
+
+    def part(rows):
+        """Prompts and answers of some rows, and what the rollout noted at their tokens, flat (N,)."""
+        mask = roll["mask"][rows].bool()
+        texts = [roll["prompts"][i] for i in rows], [roll["responses"][i] for i in rows]
+        return texts, lambda name: roll[name][rows][mask]
+
+    backbone.use("policy")
+    for rows in batches if policy_on else ():
+        texts, noted = part(rows)
+        logprobs, old = response_logprobs(backbone.model, *texts, pad, args.temperature), noted("logprobs")
+        loss = policy_losses(logprobs, old, noted("advantages"), args.clip).sum() / tokens
+        loss.backward()
+        d = (logprobs - old).detach()
+        ratios.append(d.exp())
+        sums["policy_loss"] += loss.detach()
+        sums["approx_kl"] += (d.exp() - 1 - d).sum() / tokens  # from the policy that sampled, k3
+        sums["clip_fraction"] += ((d.exp() - 1).abs() > args.clip).sum() / tokens
+    backbone.use("value")  # all of the policy's graphs have had their backward pass
+    for rows in batches:
+        texts, noted = part(rows)
+        values, old = backbone.values(*texts, pad), noted("values")
+        loss = value_losses(values, old, noted("returns"), args.value_clip).sum() / tokens
+        loss.backward()
+        sums["value_loss"] += loss.detach()
+        sums["value_clip_fraction"] += ((values - old).abs() > (args.value_clip or math.inf)).sum() / tokens
+    backbone.use("policy")
+    ratio = torch.cat(ratios)
+    return sums | {"ratio_max": ratio.max(), "ratio_error": (ratio - 1).abs().max()}
+
+
+def summary(steps):
+    """Means over an update's steps; the largest ratio of all, and the ratio's error in the first, which must be 0."""
+    steps = [{name: float(value) for name, value in step.items()} for step in steps]  # the one wait for the GPU
+    means = {name: statistics.fmean(step[name] for step in steps) for name in steps[0]}
+    return means | {"ratio_max": max(step["ratio_max"] for step in steps), "ratio_error": steps[0]["ratio_error"]}
+
+
+def adapted(kl_coef, kl, target, size, horizon=10_000):
+    """The controller of arXiv 1909.08593: too much KL makes KL dearer, by at most 20% in `horizon` samples."""
+    return kl_coef * (1 + max(-0.2, min(0.2, kl / target - 1)) * size / horizon) if target else kl_coef
+
+
+# -- the loop
+
+
+PANELS = {
+    "score, in stds of the SFT model's": ["score", "rlhf_reward"],
+    "KL from the reference, nats an answer": ["kl", "kl_k3"],
+    "entropy, nats a token": ["entropy"],
+    "length, tokens": ["length"],
+    "explained variance of the value model": ["explained_variance"],
+    "share": ["eos_rate", "clip_fraction", "value_clip_fraction"],
+}
+
+
+def train(backbone, tokenizer, prompts, args, stage):
+    """Roll out, optimise, log, save; goes on from stage.checkpoint, bit for bit."""
+    import torch
+    from tqdm import tqdm
+
+    trained = backbone.policy_parameters | backbone.value_parameters
+    groups = [
+        {"params": list(backbone.policy_parameters.values()), "lr": args.learning_rate},
+        {"params": list(backbone.value_parameters.values()), "lr": args.value_learning_rate},
+    ]
+    # Explicit lists, since requires_grad follows the active adapter. eps: late, tiny gradients stay tiny steps.
+    optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
+    start, kl_coef, pad = 0, args.kl_coef, tokenizer.pad_token_id
+    if state := stage.load():
+        start, kl_coef = state["step"], state["kl_coef"]
+        optimizer.load_state_dict(state["optimizer"])
+        for name, parameter in trained.items():
+            parameter.data.copy_(state["weights"][name])
+    bar = tqdm(range(start + 1, args.updates + 1), desc="PPO", initial=start, total=args.updates)
+    for update in bar:
+        batch = prompts_of_update(prompts, update, args.rollout_size, args.seed)
+        roll = rollout(backbone, tokenizer, batch, args, kl_coef)
+        learnt = optimize(backbone, optimizer, roll, pad, args, update)
+        metrics = roll["metrics"] | learnt | {"kl_coef": kl_coef} | peak_memory()
+        kl_coef = adapted(kl_coef, metrics["kl"], args.kl_target, args.rollout_size)
+        stage.log(update, metrics)
+        bar.set_postfix(score=f"{metrics['score']:.2f}", kl=f"{metrics['kl']:.2f}", length=f"{metrics['length']:.0f}")
+        if args.snapshot_every and update % args.snapshot_every == 0:
+            save_adapter(backbone.model, "policy", tokenizer, stage.folder / f"snapshot-{update}")
+        if update % args.save_every == 0 or stage.stop:
+            weights = {name: parameter.detach().cpu() for name, parameter in trained.items()}
+            state = {"weights": weights, "optimizer": optimizer.state_dict(), "kl_coef": kl_coef}
+            stage.save(update, state | {"mean": backbone.mean, "std": backbone.std})
+            stage.plot("ppo.png", PANELS)
+        stage.end_if_stopped()
+    stage.plot("ppo.png", PANELS)
+
+
+def main(argv=None) -> Path:
+    args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
+    path, reward, tokenizer = ready(args)
+    train_pairs, eval_pairs = load_splits(args)
+    _, prompts = encode_prompts(train_pairs, tokenizer, args.max_prompt_length, "training prompts")
+    shown, ids = encode_prompts(eval_pairs[: args.show_answers], tokenizer, args.max_prompt_length, "held-out prompts")
+    stage = Stage("ppo", args, {"model": fingerprint(path), "reward": reward, "data": digest(prompts)})
+    if stage.finished:
+        return stage.folder
+    with stage:
+        backbone = Backbone(path, args.reward, reward, args)
+        sizes = [
+            sum(p.numel() for p in each.values()) for each in (backbone.policy_parameters, backbone.value_parameters)
+        ]
+        print(
+            f"plan: {len(prompts):,} prompts; {args.updates:,} updates of {args.rollout_size} answers of up to "
+            f"{args.max_new_tokens} tokens, {args.epochs * args.minibatches} optimizer steps each\n"
+            f"trained: policy {sizes[0]:,}, value {sizes[1]:,} parameters, on one frozen backbone"
+        )
+        show = backbone.model, "policy", backbone.head, reward, tokenizer, ids, args.max_new_tokens
+        if not stage.checkpoint:
+            stage.note(before=examples(*show))
+        train(backbone, tokenizer, prompts, args, stage)
+        save_adapter(backbone.model, "policy", tokenizer, stage.folder)
+        stage.note(after=examples(*show))
+    show_examples(shown, before=stage.record["before"], after=stage.record["after"])
+    show_course(stage.metrics(), ("score", "rlhf_reward", "kl", "length", "eos_rate"))
+    print(f"Ask it: python infer.py --ppo {stage.folder} --reward {args.reward}")
+    return stage.folder
+
+
+if __name__ == "__main__":
+    main()
