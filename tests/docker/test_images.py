@@ -218,12 +218,14 @@ def test_docker_stop_ends_training_before_its_first_step(docker, medical, models
         docker("rm", "-f", container)
 
 
-SHORT = "--max_new_tokens 4"
 DEMOS = ["image_svd", "als_movielens", "lora_lowrank --steps 1 --ranks 1 --lora_ranks 1"]
-OTHERS = {
-    "alpaca": SHORT,
-    "domain_mix": SHORT,
-    "r1_grpo": "--save_steps 1 --max_completion_length 8 --warmup_sft 1 --probe_prompts 0 --eval_prompts 1 --follow 1",
+OTHERS = {  # flags that make a demo a matter of seconds; rlhf_ppo's is a chain of stages, and runs whole
+    "alpaca": "--max_steps 1 --max_new_tokens 4",
+    "domain_mix": "--max_steps 1 --max_new_tokens 4",
+    "r1_grpo": "--max_steps 1 --save_steps 1 --max_completion_length 8 --warmup_sft 1 --probe_prompts 0 --eval_prompts 1 --follow 1",
+    "rlhf_ppo": "",
+    "vl_insurance": "--max_steps 1 --max_new_tokens 4",
+    "s1_scaling": "--max_steps 1 --eval_rows 4 --eval_answers 2 --max_think 12 --cap 4 --max_answer 3",
 }
 
 
@@ -236,10 +238,10 @@ def test_every_other_folder_is_an_image_too(docker, medical, models, task, tmp_p
     docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", image, context, check=True, timeout=1200)
     outputs = tmp_path / "outputs"
     mounts = [mount(models, "models", "ro"), mount(outputs, "outputs")]
-    demo = ["--demo", "--max_steps", "1", *OTHERS[task].split()]
+    demo = ["--demo", *OTHERS[task].split()]
     done = docker("run", "--rm", "--network=none", *mounts, image, *demo)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(outputs.glob(f"{task}/*/adapter_model.safetensors"))) == 1
+    assert list(outputs.glob(f"{task}/**/adapter_model.safetensors"))
 
 
 def test_math_demos_image_draws_its_figures(docker, medical, models, tmp_path, tmp_path_factory):
