@@ -4,6 +4,7 @@ Newest run:         python infer.py --question "Why does my ReLU network stop le
 An adapter folder:  python infer.py --adapter outputs/domain_mix/20261122-101500 --question "什么是时钟域？" --temperature 0
 """
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +60,25 @@ def sampling(args, prompt_length):
 
 
 def answer(model, tokenizer, messages, args, backend) -> str:
-    """Print the answer to the last message while it is written, and return it."""
-    from transformers import TextStreamer
+    """Print the answer to the last message while it is written, and return it. Ctrl-C ends it: KeyboardInterrupt."""
+    import torch
+    from transformers import StoppingCriteriaList, TextStreamer
 
     prompt = tokenizer(chatml(messages), add_special_tokens=False).input_ids
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     how = sampling(args, len(prompt))
-    return generate(model, tokenizer, [prompt], args.max_new_tokens, 1, backend, streamer, **how)[0]
+    pressed = []  # looked at after each token: an exception could be raised, and lost, in the middle of a C call
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    stop = StoppingCriteriaList([lambda ids, *_, **__: torch.full((len(ids),), bool(pressed), device=ids.device)])
+    try:
+        made = generate(
+            model, tokenizer, [prompt], args.max_new_tokens, 1, backend, streamer, stopping_criteria=stop, **how
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+    return made[0]
 
 
 def load(args, model_args):

@@ -11,6 +11,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -204,17 +205,16 @@ def test_paths_are_those_of_common_paths(text, tmp_path, monkeypatch):
     (tmp_path / ".env").write_text(text, "utf-8")
     monkeypatch.chdir(tmp_path)
     names = ("MODELS_DIR", "DATA_DIR", "OUTPUT_DIR", "MODEL_SOURCE", "HF_HOME", "MEDICAL_DATA_DIR")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    values = doctor.settings(os.environ, str(tmp_path), str(tmp_path))
-    found = doctor.check_data("medical", values)["text"].removesuffix(" is not there")
-    paths.load_env()
-    assert values["MODELS_DIR"] == str(paths.models_dir())
-    assert values["OUTPUT_DIR"] == str(paths.output_dir("medical").parent)
-    assert values["MODEL_SOURCE"] == os.environ.get("MODEL_SOURCE", "huggingface")
-    assert found == str(paths.data_dir("medical"))
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
+    with mock.patch.dict(os.environ):  # load_env writes into it, and other tests must not see that
+        for name in names:
+            os.environ.pop(name, None)
+        values = doctor.settings(os.environ, str(tmp_path), str(tmp_path))
+        found = doctor.check_data("medical", values)["text"].removesuffix(" is not there")
+        paths.load_env()
+        assert values["MODELS_DIR"] == str(paths.models_dir())
+        assert values["OUTPUT_DIR"] == str(paths.output_dir("medical").parent)
+        assert values["MODEL_SOURCE"] == os.environ.get("MODEL_SOURCE", "huggingface")
+        assert found == str(paths.data_dir("medical"))
 
 
 def test_autodl_has_a_root_of_its_own(tmp_path):
