@@ -19,6 +19,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import tables
 from common.cli import arg
 
 HUB_NAME = "yahma/alpaca-cleaned"  # the course's data set: what is read where no --data and no local folder is
@@ -108,9 +109,9 @@ def read_rows(source=None, answers=True):
     answers: whether rows need an output. Report: source, rows, kept, dropped (reason -> count), problems (text).
     Raises SystemExit where the source cannot be read or no row is usable.
     """
-    source = str(source or default_source())
+    source = str(source or tables.default_source(HUB_NAME))
     needed = COLUMNS if answers else COLUMNS[:2]
-    raw, rows, dropped, problems = list(load(source)), [], Counter(), []
+    raw, rows, dropped, problems = list(tables.read(source)), [], Counter(), []
     columns = {name for row in raw if isinstance(row, dict) for name in row}
     for name in needed:
         if raw and columns and name not in columns and name != "input":
@@ -154,97 +155,6 @@ def check(row, needed):
             return None, CONTROL, name, token[0]
         clean[name] = value
     return clean, None, None, None
-
-
-def default_source():
-    from common.paths import data_dir
-
-    return data_dir() if data_dir().exists() else HUB_NAME
-
-
-def load(source):
-    """Raw rows of a source, unchecked."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return load_folder(path)
-    if path.exists():
-        return load_file(path)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in (".json", ".jsonl", ".parquet"):
-        raise SystemExit(f"{source}: no such file or folder, and not of the form <org>/<name> that a hub has.")
-    import datasets
-
-    try:
-        return datasets.load_dataset(source, split="train")
-    except Exception as error:  # no network, no such name, a gated set: the same advice
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SystemExit(
-            f"{source}: no such file or folder here, and the hub did not give it: {reason}\n"
-            "Check the name and the network, set HF_ENDPOINT to a mirror, or copy the data here and give --data PATH."
-        ) from None
-
-
-def load_folder(path):
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        import datasets
-
-        saved = datasets.load_from_disk(str(path))
-        if isinstance(saved, datasets.DatasetDict):
-            if "train" not in saved:
-                raise SystemExit(f"{path}: no split 'train'; splits found: {', '.join(saved)}. Give one as --data.")
-            saved = saved["train"]
-        return saved
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".json", ".jsonl", ".parquet"))
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
-        raise SystemExit(
-            f"{path}: expected a save_to_disk folder or one .json, .jsonl or .parquet file; found: {found}."
-        )
-    return load_file(files[0])
-
-
-def load_file(path):
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SystemExit(f"{path}: cannot be read: {error.strerror}.") from None
-    if content[:4] == b"PAR1":
-        import pyarrow.parquet
-
-        try:
-            return pyarrow.parquet.read_table(path).to_pylist()
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"{path}: not a complete Parquet file: {error}") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise SystemExit(f"{path}: line {line}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from None
-    return parse_json(path, text)
-
-
-def parse_json(path, text):
-    """A JSON list or JSON lines, told apart by the first character."""
-    start = text.lstrip()[:1]
-    if start == "[":
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise SystemExit(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}.") from None
-    if start != "{":
-        raise SystemExit(
-            f"{path}: expected a JSON list or a JSON object a line; it {'is empty' if not start else f'begins with {start!r}'}."
-        )
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
-        try:
-            if line.strip():
-                rows.append(json.loads(line))
-        except ValueError as error:
-            with contextlib.suppress(ValueError):
-                json.loads(text)  # a whole file that is one object over many lines
-                raise SystemExit(f"{path}: one JSON object, not a list of rows. Put it in [ ].") from None
-            raise SystemExit(f"{path}: line {number}, column {error.colno}: not JSON: {error.msg}.") from None
-    return rows
 
 
 def format_report(report):

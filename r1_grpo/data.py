@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import tables
 from common.cli import arg
 
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
@@ -80,8 +81,8 @@ def read_splits(source=None):
     A source of one file only is split: every tenth question, in an order of its own, is for the test.
     Raises SystemExit where nothing can be read or no row is usable.
     """
-    source = str(source or default_source())
-    splits = load(source)
+    source = str(source or tables.default_source(HUB_NAME))
+    splits = tables.read_splits(source, HUB_CONFIG if source == HUB_NAME else None, needed=["train"])
     report = {"source": source, "dropped": Counter(), "problems": []}
     rows = {name: clean(raw, name, report) for name, raw in splits.items()}
     report |= {"read": {name: len(raw) for name, raw in splits.items()}}
@@ -146,69 +147,6 @@ def overlap(train, test):
 
     known = set().union(*map(grams, train))
     return sum(bool(grams(row) & known) for row in test)
-
-
-def default_source():
-    from common.paths import data_dir
-
-    return data_dir() if data_dir().exists() else HUB_NAME
-
-
-def load(source):
-    """Raw rows by split, unchecked: {"train": [...]} and, where there is one, "test"."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = {}
-        for split in ("train", "test"):
-            files = sorted(
-                file for file in path.rglob(f"{split}*") if file.suffix in (".jsonl", ".parquet") and file.is_file()
-            )
-            if files:
-                found[split] = [row for file in files for row in load_file(file)]
-        if "train" not in found:
-            raise SystemExit(f"{path}: no train.jsonl or train*.parquet in it. Give such a folder, or one JSONL file.")
-        return found
-    if path.exists():
-        return {"train": load_file(path)}
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in (".jsonl", ".parquet"):
-        raise SystemExit(f"{source}: no such file or folder, and not of the form <org>/<name> that a hub has.")
-    import datasets
-
-    try:
-        found = datasets.load_dataset(source, HUB_CONFIG if source == HUB_NAME else None)
-    except Exception as error:  # no network, no such name, a gated set: the same advice
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SystemExit(
-            f"{source}: no such file or folder here, and the hub did not give it: {reason}\n"
-            "Check the name and the network, set HF_ENDPOINT to a mirror, or copy the data here and give --data PATH."
-        ) from None
-    if "train" not in found:
-        raise SystemExit(f"{source}: no split 'train'; splits found: {', '.join(found)}.")
-    return {split: list(found[split]) for split in ("train", "test") if split in found}
-
-
-def load_file(path):
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            return pyarrow.parquet.read_table(path).to_pylist()
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"{path}: not a complete Parquet file: {error}") from None
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise SystemExit(f"{path}: cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise SystemExit(f"{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
-        try:
-            if line.strip():
-                rows.append(json.loads(line))
-        except ValueError as error:
-            raise SystemExit(f"{path}: line {number}, column {error.colno}: not JSON: {error.msg}.") from None
-    return rows
 
 
 def format_report(report):

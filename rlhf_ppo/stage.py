@@ -23,10 +23,18 @@ from pathlib import Path
 
 from common.cli import arg
 from common.paths import check_disk, output_dir
-from common.runs import LIBRARIES, checkpoints, device_name, peak_memory, read_record, replace_text, write_json
+from common.runs import (
+    LIBRARIES,
+    checkpoints,
+    device_name,
+    free_name,
+    git_revision,
+    peak_memory,
+    read_record,
+    replace_text,
+    write_json,
+)
 from common.runs import NOT_IN_IDENTITY as OF_TRAINERS
-from common.runs import _free_name as free_name
-from common.runs import _git_revision as git_revision
 
 NOT_IN_IDENTITY = (*OF_TRAINERS, "reuse")  # they do not change what a run computes
 

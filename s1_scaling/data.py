@@ -21,6 +21,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import tables
 from common.cli import arg
 
 HUB_NAME = "simplescaling/s1K-1.1"  # the thousand that s1.1 was trained on
@@ -164,7 +165,7 @@ def read_splits(source=None, ratio=0.05, seed=42):
 
     Held-out rows need no trace: their answers are what counts.
     """
-    source = str(source or default_source())
+    source = str(source or tables.default_source(HUB_NAME))
     splits = load(source)
     if "train" in splits:
         train, report = clean(splits["train"], f"{source}: train")
@@ -188,64 +189,9 @@ def read_splits(source=None, ratio=0.05, seed=42):
     )
 
 
-def default_source():
-    from common.paths import data_dir
-
-    return data_dir() if data_dir().exists() else HUB_NAME
-
-
 def load(source):
-    """Raw rows by split, unchecked: {"train": [...]} and, where there is one, "test"."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = {}
-        for split in ("train", "test"):
-            files = sorted(file for file in path.rglob(f"{split}*") if file.suffix in (".jsonl", ".parquet"))
-            if files:
-                found[split] = [row for file in files for row in load_file(file)]
-        if not found:
-            raise SystemExit(f"{path}: no train.jsonl or train*.parquet in it. Give such a folder, or one JSONL file.")
-        return found
-    if path.exists():
-        return {"train": load_file(path)}
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in (".jsonl", ".parquet"):
-        raise SystemExit(f"{source}: no such file or folder, and not of the form <org>/<name> that a hub has.")
-    import datasets
-
-    try:
-        found = datasets.load_dataset(str(source), "main" if source == "openai/gsm8k" else None)
-    except Exception as error:  # no network, no such name, a gated set: the same advice
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SystemExit(
-            f"{source}: no such file or folder here, and the hub did not give it: {reason}\n"
-            "Check the name and the network, set HF_ENDPOINT to a mirror, or copy the data here and give --data PATH."
-        ) from None
-    return {split: list(found[split]) for split in ("train", "test") if split in found}
-
-
-def load_file(path):
-    path = Path(path)
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            return pyarrow.parquet.read_table(path).to_pylist()
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"{path}: not a complete Parquet file: {error}") from None
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise SystemExit(f"{path}: cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise SystemExit(f"{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
-        try:
-            if line.strip():
-                rows.append(json.loads(line))
-        except ValueError as error:
-            raise SystemExit(f"{path}: line {number}, column {error.colno}: not JSON: {error.msg}.") from None
-    return rows
+    """Raw rows by split, unchecked."""
+    return tables.read_splits(source, "main" if source == "openai/gsm8k" else None)
 
 
 def format_report(report):
@@ -426,7 +372,7 @@ def read_grades(files):
         return None
     grades = {}
     for file in files:
-        for number, row in enumerate(load_file(file), 1):
+        for number, row in enumerate(tables.read_lines(file), 1):
             if not {"id", "grader", "right"} <= set(row):
                 raise SystemExit(
                     f"{file}: line {number}: no grade (id, grader, right). Give files that grade.py wrote."

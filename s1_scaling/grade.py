@@ -27,7 +27,8 @@ from common.models import (
     load_tokenizer,
 )
 from common.paths import resolve_model
-from data import clean, format_report, is_right, key, load_file
+from common.tables import read_lines
+from data import clean, format_report, is_right, key
 
 DEFAULTS = dict(
     temperature=0.05,  # the paper's: nearly greedy
@@ -135,7 +136,7 @@ def main(argv=None):
         raise SystemExit("--pool FILE and --out FILE are needed: what is asked, and where the grades go.")
     if args.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise SystemExit("--engine vllm: vLLM is not installed here. Take --engine hf, or install vllm==0.26.0.")
-    rows, report = clean(load_file(args.pool), args.pool, ("question", "answer"))
+    rows, report = clean(read_lines(args.pool), args.pool, ("question", "answer"))
     print(format_report(report))
     unique = list({key(row["question"]): row for row in rows}.values())[: args.limit]
     out = Path(args.out)

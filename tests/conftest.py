@@ -1,10 +1,12 @@
 """What the tests share: the demo model, a tiny random model, and a way to run a script as a user does."""
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +41,26 @@ def tiny_model(demo_model, tmp_path_factory):
     LlamaForCausalLM(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(demo_model).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def modules_of():
+    """modules_of(task, names): a folder's modules. They import each other by plain names, which other tasks have, too:
+    so the names are taken out of sys.modules again."""
+
+    def load(task, names):
+        before = {name: sys.modules.pop(name, None) for name in names}
+        sys.path.insert(0, str(ROOT / task))
+        try:
+            return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+        finally:
+            sys.path.remove(str(ROOT / task))
+            for name, module in before.items():
+                sys.modules.pop(name, None)
+                if module:
+                    sys.modules[name] = module
+
+    return load
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The mixed-corpus recipe: what goes into a mix and what does not, then train, evaluate, infer and chat as a user does."""
 
 import contextlib
-import importlib
 import json
 import os
 import pty
@@ -23,19 +22,8 @@ NAMES = ("data", "legal_data", "train", "infer", "chat")
 
 
 @pytest.fixture(scope="module")
-def task():
-    """The folder's modules, which are taken out of sys.modules again: another task has a data and a train, too."""
-    before = {name: sys.modules.pop(name, None) for name in NAMES}
-    sys.path.insert(0, str(TASK))
-    try:
-        modules = SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
-    finally:
-        sys.path.remove(str(TASK))
-        for name in NAMES:
-            sys.modules.pop(name, None)
-            if before[name]:
-                sys.modules[name] = before[name]
-    return modules
+def task(modules_of):
+    return modules_of("domain_mix", NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The r1_grpo recipe: its rewards, its data, GRPO's invariants in TRL, and the scripts as a user runs them."""
 
-import importlib.util
 import json
 import math
 import os
@@ -19,18 +18,8 @@ MODULES = ("data", "rewards", "rewards_course", "evaluate", "infer", "train")
 
 
 @pytest.fixture(scope="module")
-def r1():
-    """The folder's modules under names of their own: another task has a train.py and a data.py, too."""
-    sys.path.insert(0, str(TASK))
-    kept = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    try:
-        modules = {name: importlib.import_module(name) for name in MODULES}
-    finally:
-        sys.path.remove(str(TASK))
-        for name in MODULES:
-            sys.modules.pop(name, None)
-        sys.modules.update(kept)
-    return SimpleNamespace(**modules)
+def r1(modules_of):
+    return modules_of("r1_grpo", MODULES)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The RLHF recipe: reward model, PPO's invariants and its known traps, GRPO, the chain, on tiny models."""
 
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -35,19 +34,8 @@ TOKENS = SimpleNamespace(eos_token_id=EOS, pad_token_id=PAD)  # all that samplin
 
 
 @pytest.fixture(scope="module")
-def rlhf():
-    """The folder's modules. They import each other by plain names, which other tasks have, too: taken back afterwards."""
-    before = {name: sys.modules.pop(name, None) for name in FILES}
-    sys.path.insert(0, str(TASK))
-    try:
-        modules = {name: importlib.import_module(name) for name in FILES}
-    finally:
-        sys.path.remove(str(TASK))
-        for name, module in before.items():
-            sys.modules.pop(name, None)
-            if module:
-                sys.modules[name] = module
-    return SimpleNamespace(**modules)
+def rlhf(modules_of):
+    return modules_of("rlhf_ppo", FILES)
 
 
 @pytest.fixture(scope="module")

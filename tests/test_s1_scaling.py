@@ -1,9 +1,7 @@
 """The s1_scaling recipe: made-up tasks, the funnel, budget forcing on token ids, the paper's numbers, and the scripts."""
 
-import importlib
 import json
 import re
-import sys
 from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
@@ -18,18 +16,8 @@ DOMAINS = {"sums", "letters", "dates", "units", "clock"}
 
 
 @pytest.fixture(scope="module")
-def s1():
-    """The folder's modules under names of their own: another task has a train.py and a data.py, too."""
-    sys.path.insert(0, str(TASK))
-    kept = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    try:
-        modules = {name: importlib.import_module(name) for name in MODULES}
-    finally:
-        sys.path.remove(str(TASK))
-        for name in MODULES:
-            sys.modules.pop(name, None)
-        sys.modules.update(kept)
-    return SimpleNamespace(**modules)
+def s1(modules_of):
+    return modules_of("s1_scaling", MODULES)
 
 
 @pytest.fixture(scope="module")

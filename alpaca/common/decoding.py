@@ -8,7 +8,7 @@ as running them. Reinforcement learning spends most of its time here.
 from collections import OrderedDict
 
 ROUND = 128  # prompt lengths are rounded up to a multiple, so that one recording serves many batches
-KEPT = 2  # recordings kept per process; each holds its cache of keys and values
+KEPT = 2  # recordings kept; each holds its cache of keys and values
 
 
 class Decoder:
@@ -127,15 +127,12 @@ def cut(row, ends):
     return row[: next((n for n, token in enumerate(row, 1) if token in ends), len(row))]
 
 
-_decoders = OrderedDict()
-
-
 def decode(model, prompts, new, temperature, ends, pad, graph=True) -> list[list[int]]:
     """Continue `prompts` (lists of token ids), all in one batch: at most `new` tokens, up to and with one of `ends`.
 
     temperature 0 is greedy; above, the whole distribution softmax(logits / temperature) is sampled. The model is in
     eval mode. A recording serves every later batch of its shape, with the weights of that moment: it reads them where
-    they lie. The shape depends on this batch alone, so that a resumed run rounds, and draws, as an uninterrupted one.
+    they lie. Recordings live on the model, so they go when it does. The shape depends on this batch alone, so that a resumed run rounds, and draws, as an uninterrupted one.
     """
     import torch
 
@@ -144,21 +141,13 @@ def decode(model, prompts, new, temperature, ends, pad, graph=True) -> list[list
     }
     weights = hash(tuple(p.data_ptr() for p in model.parameters()))  # moved, loaded or cast since: record again
     shape = len(prompts), -(-max(map(len, prompts)) // ROUND) * ROUND, new
-    key = (
-        *shape,
-        temperature,
-        tuple(ends),
-        pad,
-        id(model),
-        model.config._attn_implementation,
-        weights,
-        frozenset(lora),
-    )
+    key = (*shape, temperature, tuple(ends), pad, model.config._attn_implementation, weights, frozenset(lora))
+    kept = model.__dict__.setdefault("_decoders", OrderedDict())
     with torch.no_grad():
-        decoder = _decoders.pop(key, None)
+        decoder = kept.pop(key, None)
         if decoder is None:
-            while len(_decoders) >= KEPT:
-                _decoders.popitem(last=False)
+            while len(kept) >= KEPT:
+                kept.popitem(last=False)
             decoder = Decoder(model, *shape, temperature, ends, pad, graph)
-        _decoders[key] = decoder
+        kept[key] = decoder
         return decoder.run(prompts)

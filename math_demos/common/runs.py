@@ -67,7 +67,7 @@ class Run:
             "data_sha256": data,
             "device": device_name(),
             "versions": {name: version(name) for name in LIBRARIES if importlib.util.find_spec(name)},
-            "git": _git_revision(),
+            "git": git_revision(),
             "arguments": arguments,
         }
         self.signal, self.training, self.lock = None, False, None
@@ -77,7 +77,7 @@ class Run:
         self.main, self.world = config.process_index == 0, config.world_size
         found = [None, None]
         if self.main:
-            found = self._resumable(wanted, explicit) or (_free_name(wanted), None)
+            found = self._resumable(wanted, explicit) or (free_name(wanted), None)
         if self.world > 1:  # several processes, one a GPU, share the folder that the first one found
             from accelerate.utils import broadcast_object_list
 
@@ -351,7 +351,8 @@ def replace_text(file: Path, text: str):
     os.replace(new, file)
 
 
-def _free_name(folder):
+def free_name(folder) -> Path:
+    """folder, or folder-2, folder-3, ...: the first one that is not there or empty."""
     taken = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 1000))]
     return next(name for name in taken if not name.exists() or not any(name.iterdir()))
 
@@ -380,7 +381,8 @@ def peak_memory() -> dict:
     return {"peak_gb_process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)}
 
 
-def _git_revision():
+def git_revision() -> str | None:
+    """The commit that this folder is at; None without git or a repository."""
     if not shutil.which("git"):
         return None
     git = ["git", "-C", str(TASK_DIR), "describe", "--always", "--dirty", "--abbrev=40"]
