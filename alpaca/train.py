@@ -25,7 +25,7 @@ from common.cli import arg, parse
 from common.evaluation import generate, heldout_loss
 from common.fast import collator
 from common.masks import show_mask
-from common.memory import row_lengths, tune
+from common.memory import estimate, row_lengths, tune
 from common.models import LoraArgs, find_model, import_backend, load_model, load_tokenizer
 from common.paths import DEMO_MODEL
 from common.runs import Run
@@ -126,6 +126,8 @@ def show(before, after, shown):
 
 def main(argv=None):
     args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, LoraArgs), "trl:SFTConfig", argv)
+    if model_args.estimate:
+        return estimate(config, model_args, "max_length", config.max_length)
     train_rows, eval_rows = load_splits(args)
     eval_rows = eval_rows[: args.eval_rows]
     tokenizer = load_tokenizer(find_model(model_args))

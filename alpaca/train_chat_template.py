@@ -14,7 +14,7 @@ from pathlib import Path
 from common.cli import parse
 from common.fast import collator
 from common.masks import show_mask
-from common.memory import tune
+from common.memory import estimate, tune
 from common.models import LoraArgs, find_model, import_backend, load_model, load_tokenizer
 from common.paths import DEMO_MODEL
 from common.runs import Run
@@ -80,6 +80,8 @@ def encode(rows, tokenizer):
 
 def main(argv=None):
     args, model_args, config = parse(__file__, DEFAULTS, DEMO, (DataArgs, LoraArgs), "trl:SFTConfig", argv)
+    if model_args.estimate:
+        return estimate(config, model_args, "max_length", config.max_length)
     train_rows, eval_rows = load_splits(args)
     tokenizer = load_tokenizer(find_model(model_args))
     train_set = tokenized(train_rows, encode, config.max_length, "training rows", tokenizer=tokenizer)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.cli import arg, parse
 from common.masks import show_mask
+from common.memory import estimate
 from common.models import LoraArgs, find_model, load_model, load_tokenizer
 from common.paths import DEMO_MODEL
 from common.runs import Run
@@ -118,6 +119,12 @@ def main(argv=None):
     args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, LoraArgs), "transformers:TrainingArguments", argv)
     only_padded(model_args)
     config.max_length = args.max_length
+    if model_args.estimate:
+
+        def work(length, rows):  # transformers' loss has all logits at once, their log-softmax and gradient, in float32
+            return dict(tokens=rows * length, logits=12 * rows * length)
+
+        return estimate(config, model_args, "max_length", args.max_length, work)
     train_rows, eval_rows = load_splits(args)
     tokenizer = load_tokenizer(find_model(model_args))
     train_set = tokenized(train_rows, encode, args.max_length, "training rows", tokenizer=tokenizer)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common.cli import parse
 from common.masks import show_mask
+from common.memory import estimate
 from common.models import LoraArgs, find_model, load_model, load_tokenizer
 from common.paths import DEMO_MODEL
 from common.runs import Run
@@ -78,6 +79,8 @@ def dataset(rows, tokenizer, max_length, name):
 def main(argv=None):
     args, model_args, config = parse(__file__, DEFAULTS, DEMO, (DataArgs, LoraArgs), "trl:SFTConfig", argv)
     only_padded(model_args)
+    if model_args.estimate:
+        return estimate(config, model_args, "max_length", config.max_length)
     train_rows, eval_rows = load_splits(args)
     tokenizer = load_tokenizer(find_model(model_args))
     train_set = dataset(train_rows, tokenizer, config.max_length, "training rows")

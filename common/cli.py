@@ -76,7 +76,9 @@ def parse(script, defaults, demo, own, trainer=None, argv=None):
     if trainer:
         peek = Parser()
         peek.add_argument("--backend", default=content.get("backend") or parser.get_default("backend") or "hf")
-        config_class = _import_trainer(trainer, peek.parse_known_args(rest)[0].backend)
+        # An estimate computes nothing, so it has to answer without the GPU that Unsloth asks for.
+        backend = "hf" if "--estimate" in rest else peek.parse_known_args(rest)[0].backend
+        config_class = _import_trainer(trainer, backend)
         _add_flags(parser, config_class, {"bf16": None} | values)
     unknown = set(defaults) | set(demo)
     unknown -= {action.dest for action in parser._actions}

@@ -29,7 +29,7 @@ from common.cli import arg, parse
 from common.evaluation import generate, heldout_loss
 from common.fast import collator
 from common.masks import show_mask
-from common.memory import tune
+from common.memory import estimate, tune
 from common.models import LoraArgs, find_model, import_backend, load_model, load_tokenizer
 from common.paths import DEMO_MODEL, data_dir
 from common.runs import Run
@@ -229,6 +229,8 @@ def show(before, after, shown):
 
 def main(argv=None):
     args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, LoraArgs), "trl:SFTConfig", argv)
+    if model_args.estimate:
+        return estimate(config, model_args, "max_length", config.max_length)
     train_rows, eval_rows = split(read_rows(args.data), args.eval_ratio, args.split_seed)
     eval_rows = eval_rows[: max(1, args.eval_rows)]
     tokenizer = load_tokenizer(find_model(model_args))

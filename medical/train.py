@@ -24,7 +24,7 @@ from common.cli import arg, parse
 from common.evaluation import generate, heldout_loss
 from common.fast import collator
 from common.masks import show_mask
-from common.memory import tune
+from common.memory import estimate, tune
 from common.models import LoraArgs, find_model, import_backend, load_model, load_tokenizer
 from common.paths import DEMO_MODEL, data_dir
 from common.runs import Run
@@ -169,6 +169,8 @@ def show(before, after, shown):
 
 def main(argv=None):
     args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, LoraArgs), "trl:SFTConfig", argv)
+    if model_args.estimate:
+        return estimate(config, model_args, "max_length", config.max_length)
     table, reports = read_folder(args.data or data_dir(), args.max_chars)
     print(format_reports(reports))
     train_table, eval_table = split_by_question(table, args.eval_rows, config.seed)

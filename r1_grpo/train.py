@@ -32,6 +32,7 @@ from pathlib import Path
 
 from common.cli import arg, parse
 from common.evaluation import generate
+from common.memory import estimate
 from common.models import LoraArgs, choose_quantization, find_model, import_backend, load_model, load_tokenizer
 from common.paths import DEMO_MODEL
 from common.runs import Run, replace_text, write_json
@@ -471,6 +472,18 @@ def show(folder, stages):
 def main(argv=None):
     args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, LoraArgs), "trl:GRPOConfig", argv)
     check(args, model_args, config)
+    if model_args.estimate:
+
+        def work(new, rows):  # what `rows` completions of `new` tokens take at once
+            length, sampled = args.max_prompt_tokens + new, config.generation_batch_size
+            return dict(
+                tokens=rows * length,
+                logits=0 if config.use_liger_kernel else 8 * rows * new,  # of all these, and their gradient, in float32
+                cached=sampled * length,  # all of a step's completions are sampled in one go, and their cache is kept
+                adapter=20 if args.warmup_sft else 16,  # then the KL's reference is a frozen copy of the adapter
+            )
+
+        return estimate(config, model_args, "max_completion_length", config.max_completion_length, work)
     train_rows, test_rows, report = read_splits(args.data)
     print(format_report(report))
     print("\n".join(self_test(train_rows, ideal)))

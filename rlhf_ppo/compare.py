@@ -56,8 +56,9 @@ DEFAULTS = dict(
     prompts=480,  # made by gold.py, a tenth of them held out; with --data all that are there
     answers=4,  # sampled for each prompt; the best and the worst by gold become a pair
     max_new_tokens=64,
-    updates=120,  # of PPO and of GRPO, each on rollout_size answers
+    updates=60,  # rollouts of PPO and of GRPO, rollout_size answers each, with four optimizer steps on each
     rollout_size=64,
+    micro_batch_size=32,  # answers at once in forward and backward; changes memory and speed, not the result
     snapshots=8,  # of each run, along the way
     seeds=3,
     learning_rate=2e-4,  # of both; far more than one would take: the point is to go too far
@@ -72,8 +73,9 @@ DEMO = dict(
     prompts=24,
     answers=3,
     max_new_tokens=24,
-    updates=4,
+    updates=2,
     rollout_size=8,
+    micro_batch_size=8,
     snapshots=2,
     seeds=1,
     learning_rate=1e-3,
@@ -92,6 +94,7 @@ Args = flags(
     grpo_config=(str | None, arg(None, "YAML file with flags of train_grpo.py")),
     reward_config=(str | None, arg(None, "YAML file with flags of train_reward.py")),
 )
+STEPS = 4  # optimizer steps on each rollout
 WHOLE = dict(temperature=1.0, top_k=0, top_p=1.0)
 
 
@@ -170,19 +173,22 @@ def train_policies(args, folder, data, reward):
         if "ppo" in args.methods:
             flags = ["--updates", args.updates, "--snapshot_every", every, "--kl_coef", args.kl_coef]
             flags += ["--rollout_size", args.rollout_size, "--max_new_tokens", args.max_new_tokens]
+            flags += ["--epochs", 2, "--minibatches", STEPS // 2, "--micro_batch_size", args.micro_batch_size]
             flags += ["--config", args.ppo_config] if args.ppo_config else []
             run = train_ppo.main([*mine, *map(str, flags)])
             found += [("ppo", seed, int(each.name.split("-")[1]), each) for each in run.glob("snapshot-*")]
             free_memory()
         if "grpo" in args.methods:
-            micro = min(16, args.rollout_size)
-            flags = ["--max_steps", args.updates, "--save_steps", every, "--save_total_limit", 10 * args.snapshots]
+            micro = min(args.micro_batch_size, args.rollout_size)
+            # As many steps on each rollout as PPO takes: else one of them would only have moved less.
+            flags = ["--max_steps", args.updates * STEPS, "--num_iterations", STEPS, "--save_steps", every * STEPS]
             flags += ["--per_device_train_batch_size", micro, "--beta", args.kl_coef]
+            flags += ["--save_total_limit", 10 * args.snapshots]
             flags += ["--gradient_accumulation_steps", args.rollout_size // micro]
             flags += ["--max_completion_length", args.max_new_tokens]
             flags += ["--config", args.grpo_config] if args.grpo_config else []
             run = train_grpo.main([*mine, *map(str, flags)])
-            found += [("grpo", seed, int(each.name.split("-")[1]), each) for each in run.glob("checkpoint-*")]
+            found += [("grpo", seed, int(each.name.split("-")[1]) // STEPS, each) for each in run.glob("checkpoint-*")]
             free_memory()
     return sorted(found, key=lambda each: each[:3])
 

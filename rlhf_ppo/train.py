@@ -48,6 +48,7 @@ class Args:
     quantization: Literal["none", "4bit"] = arg("none", "of the frozen weights, in every stage")
     grpo: bool = arg(False, "train GRPO on the same prompts and reward model, too")
     reward_config: str | None = arg(None, "YAML file with flags of train_reward.py")
+    estimate: bool = arg(False, "print which cards PPO fits on, the largest stage, and end")
     ppo_config: str | None = arg(None, "YAML file with flags of train_ppo.py")
     grpo_config: str | None = arg(None, "YAML file with flags of train_grpo.py")
 
@@ -65,6 +66,9 @@ def main(argv=None):
         return folder
 
     model = args.model
+    if args.estimate:
+        flags = [*demo, "--model", model, "--quantization", args.quantization, "--estimate"]
+        return train_ppo.main([*flags, *(["--config", args.ppo_config] if args.ppo_config else [])])
     if args.adapter:
         model = str(stage("merge", merge, ["--adapter", args.adapter]))
     common = [*demo, "--model", model, "--quantization", args.quantization]

@@ -44,6 +44,7 @@ from backbone import (
 )
 from common.cli import arg, parse
 from common.evaluation import generate
+from common.memory import estimate
 from common.paths import DEMO_MODEL
 from common.runs import peak_memory
 from data import DataArgs, cut_at_eos, encode_prompts, load_splits, prompts_of_update, rm_ids
@@ -96,6 +97,7 @@ Args = flags(
     reward=(str | None, arg(None, "the reward model's folder (default: the newest run of train_reward.py)")),
     gradient_checkpointing=(bool, arg(False, "keep a layer's input only and compute it again: less memory, slower")),
     show_answers=(int, arg(4, "held-out prompts answered before and after")),
+    estimate=(bool, arg(False, "print which cards the run fits on, what would make it fit, and end")),
 )
 
 
@@ -442,6 +444,13 @@ def train(backbone, tokenizer, prompts, args, stage):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
+    if args.estimate:
+
+        def work(new, rows):  # policy and value model are trained, 16 bytes a parameter each, the reward model is not
+            length = args.max_prompt_length + new
+            return dict(tokens=rows * length, logits=512 * 12, cached=args.rollout_size * length, adapter=16 + 16 + 4)
+
+        return estimate(args, args, "max_new_tokens", args.max_new_tokens, work, micro="micro_batch_size")
     path, reward, tokenizer = ready(args)
     train_pairs, eval_pairs = load_splits(args)
     _, prompts = encode_prompts(train_pairs, tokenizer, args.max_prompt_length, "training prompts")

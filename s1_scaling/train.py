@@ -28,7 +28,7 @@ from common.cli import arg, parse
 from common.evaluation import heldout_loss
 from common.fast import collator
 from common.masks import show_mask
-from common.memory import tune
+from common.memory import estimate, tune
 from common.models import LoraArgs, find_model, import_backend, load_model, load_tokenizer
 from common.paths import DEMO_MODEL
 from common.runs import Run
@@ -153,6 +153,8 @@ def show(model, tokenizer, args, model_args):
 
 def main(argv=None):
     args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, LoraArgs), "trl:SFTConfig", argv)
+    if model_args.estimate:
+        return estimate(config, model_args, "max_length", config.max_length)
     train_rows, eval_rows, reports = read_splits(args.data, args.eval_ratio, args.split_seed)
     print("\n".join(map(format_report, reports)))
     if not train_rows:

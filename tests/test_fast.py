@@ -176,9 +176,9 @@ def test_fused_lora_with_bias_and_frozen_input(tiny_model):
 
 SHAPES = {  # config.json's numbers and bytes of weights
     "7b": (dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
-                num_key_value_heads=4), 15_231_233_024),
+                num_key_value_heads=4, vocab_size=152_064, tie_word_embeddings=False), 15_231_233_024),
     "0.5b": (dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-                  num_key_value_heads=2), 988_065_536),
+                  num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True), 988_065_536),
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from common.cli import arg, parse
 from common.masks import show_mask
+from common.memory import estimate
 from common.models import find_model, import_backend
 from common.runs import Run
 from data import DataArgs, format_report, load_image, read_rows, split_rows, tokenized, with_pictures
@@ -86,6 +87,7 @@ class Args(DataArgs):
     show_answers: int = arg(3, "held-out rows answered before and after")
     max_new_tokens: int = arg(200, "longest answer shown, in tokens")
     show_mask: int = arg(0, "print N rows with the trained tokens marked, then train")
+    estimate: bool = arg(False, "print which cards the run fits on, what would make it fit, and end")
     price_per_hour: float | None = arg(None, "what the machine costs: the plan then says what the run will cost")
 
 
@@ -160,8 +162,15 @@ def main(argv=None):
         )
     if config.packing or config.padding_free:
         raise SystemExit("--packing and --padding_free: TRL has neither for pictures.")
+    if args.estimate:
+
+        def work(pixels, rows):  # a token is 28 x 28 pixels, and four patches in the encoder; the text: some 300 tokens
+            tokens = min(args.max_row_tokens, pixels // 784 + 300)
+            return dict(tokens=rows * tokens, patches=rows * pixels // 196 if model_args.finetune_vision_layers else 0)
+
+        return estimate(config, model_args, "max_pixels", args.max_pixels, work)
     train_rows, eval_rows = load_splits(args)
-    demo_model(model_args.model)
+    model_args.model = demo_model(model_args.model)
     path = find_model(model_args)
     processor = load_processor(path, args.max_pixels)
     train_set = tokenized(train_rows, processor, args.max_pixels, args.max_row_tokens, "training rows")

@@ -36,6 +36,7 @@ NOT_IN_IDENTITY = (
     "price_per_hour",
     "show_mask",
     "auto",
+    "estimate",
     "given",
     "local_rank",
 )

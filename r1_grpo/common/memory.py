@@ -1,56 +1,135 @@
 # Generated from common/memory.py: edit that file, then run `make sync`.
-"""What a training run takes of the GPU's memory, and the settings that make the most of it (--auto)."""
+"""What a training run takes of the GPU's memory, and the settings that make the most of it (--auto, --estimate)."""
 
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 
-# Beside weights and activations: CUDA's context, the loss's chunk of logits, the dequantised matrix at work.
-OVERHEAD = 1.7e9
+from common.paths import models_dir
+
+FIELDS = ("hidden", "ffn", "layers", "heads", "kv_heads", "vocabulary", "tied")
+# Qwen2.5's published shapes (config.json), for an estimate where no model is on disk. Base, Instruct, Math and Coder
+# share them, and so do VL's language models. tied: one matrix is both embedding and lm_head.
+QWEN = {
+    "0.5B": (896, 4864, 24, 14, 2, 151_936, True),
+    "1.5B": (1536, 8960, 28, 12, 2, 151_936, True),
+    "3B": (2048, 11_008, 36, 16, 2, 151_936, True),
+    "7B": (3584, 18_944, 28, 28, 4, 152_064, False),
+    "14B": (5120, 13_824, 48, 40, 8, 152_064, False),
+    "32B": (5120, 27_648, 64, 40, 8, 152_064, False),
+    "72B": (8192, 29_568, 80, 64, 8, 152_064, False),
+}
+QWEN = {name: dict(zip(FIELDS, shape, strict=True)) for name, shape in QWEN.items()}
+ENCODER = dict(hidden=1280, ffn=3420, layers=32)  # of the pictures, in Qwen2.5-VL 3B and 7B
+
+OVERHEAD = 1.7e9  # beside torch's tensors: CUDA itself, loaded kernels, its libraries' workspaces, a margin
 FIT = 0.94  # of the memory; the rest is lost between blocks
+# What a layer keeps of each token for its backward pass, in numbers of 16 bits: how many times the residual stream's
+# width and the MLP's (and k and v besides), and how many of the MLP's width its gradient takes while it is at work.
+KEPT = {
+    "fast": (6, 2, 1),  # two residual states, two normed inputs, q, attention's result; gate and up
+    # PEFT copies the input of each of the seven A: q, k, v, o, gate, up, and down's, the product of silu(gate) and up.
+    # And A's part of a gradient comes in float32.
+    "liger": (10, 3, 3),
+    # Besides, norms keep their input in float32, attention repeats k and v for all its heads; silu(gate) is kept, too.
+    "plain": (14, 4, 3),
+}
+CARDS = (12, 16, 24, 48, 80)  # GB of 10^9 bytes, which the smallest cards sold under these numbers have
+
+
+def shape_of(model) -> dict:
+    """A model's sizes as in QWEN: of a folder or a name under MODELS_DIR by its config.json, else of a published Qwen2.5.
+
+    Beside QWEN's keys "encoder" (as ENCODER) where it sees pictures, "head" where heads have a size of their own, and
+    "bytes" of its weight files where there are any. Nothing is downloaded.
+    """
+    folder = Path(model).expanduser()
+    if isinstance(model, str) and not folder.is_dir():
+        spellings = (models_dir() / model, models_dir() / model.replace(".", "___"))  # the second one is ModelScope's
+        folder = next((each for each in spellings if each.is_dir()), folder)
+    if not (folder / "config.json").is_file():
+        name = re.search(r"Qwen2\.5-(VL-)?(?:[A-Za-z]+-)?([\d.]+B)", str(model))
+        if not name or name[2] not in QWEN:
+            raise SystemExit(f"{model}: its config.json is not here, nor is it a Qwen2.5 of {', '.join(QWEN)}.")
+        return QWEN[name[2]] | ({"encoder": ENCODER} if name[1] else {})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    encoder, config = config.get("vision_config"), config | config.get("text_config", {})
+    heads = config["num_attention_heads"]
+    sizes = (config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"], heads,
+             config.get("num_key_value_heads", heads), config["vocab_size"], config.get("tie_word_embeddings", False))  # fmt: skip
+    shape = dict(zip(FIELDS, sizes, strict=True))
+    shape |= {"head": config["head_dim"]} if config.get("head_dim") else {}
+    shape["bytes"] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if encoder:
+        names = dict(hidden="hidden_size", ffn="intermediate_size", layers="depth")
+        shape["encoder"] = {name: encoder.get(key, ENCODER[name]) for name, key in names.items()}
+    return shape
 
 
 def weight_bytes(path: Path, four_bit: bool) -> float:
-    """Bytes of a model's weights on the GPU. In 4 bits (NF4) a linear layer's weight takes 0.53 bytes, not 2."""
+    """Bytes of a model's weights on the GPU, by its files."""
     files = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     if not files:
         raise SystemExit(f"{path} holds no *.safetensors; pickled weights (*.bin) can run code and are not loaded.")
-    if not four_bit:
-        return files
-    shape = _shape(path)
-    linear = 2 * shape["layers"] * shape["hidden"] * (2 * shape["hidden"] + 2 * shape["kv"] + 3 * shape["ffn"])
-    return max(files - linear, 0) + 0.265 * min(linear, files)
+    return _weights(shape_of(path), True) if four_bit else files
 
 
-def lora_bytes(path: Path, r: int) -> float:
-    """Adapters, their gradients and AdamW's two moments in float32, for LoRA on all seven projections."""
-    shape = _shape(path)
-    hidden, kv, ffn = shape["hidden"], shape["kv"], shape["ffn"]
-    sides = 2 * (2 * hidden) + 2 * (hidden + kv) + 3 * (hidden + ffn)  # q o, k v, gate up down: in + out of each
-    return 16 * r * sides * shape["layers"]
+def _widths(shape):
+    """Widths of a layer: of the residual stream, of all queries, of all keys, of the MLP."""
+    hidden, heads = shape["hidden"], shape.get("heads", 1)
+    head = shape.get("head") or hidden // heads
+    return hidden, heads * head, shape.get("kv_heads", heads) * head, shape["ffn"]
 
 
-def activation_bytes(path: Path, tokens: int, checkpointing: bool) -> float:
-    """What the backward pass needs of `tokens` tokens, in 16 bits, with common/fast.py's kernels.
+def _weights(shape, four_bit):
+    """Bytes of the weights. In 4 bits a linear layer's weight takes 0.516 bytes and not 2: NF4, a scale in 8 bits for 64
+    of them, and a scale of 256 scales. Embedding and lm_head stay in 16 bits."""
+    hidden, query, kv, ffn = _widths(shape)
+    linear = shape["layers"] * hidden * (2 * query + 2 * kv + 3 * ffn)
+    if encoder := shape.get("encoder"):
+        wide = encoder["hidden"]
+        linear += encoder["layers"] * wide * (4 * wide + 3 * encoder["ffn"])
+        linear += 4 * wide * (4 * wide + hidden)  # the merger makes a token of four patches
+    total = linear + shape["layers"] * (2 * hidden + query + 2 * kv) + hidden  # norms, and biases of q, k, v
+    total += shape["vocabulary"] * hidden * (1 if shape["tied"] else 2)
+    size = shape.get("bytes") or 2 * total
+    return max(size - 2 * linear, 0) + 0.516 * min(linear, size / 2) if four_bit else size
 
-    A layer keeps its two residual states, two normed inputs, q, k, v, the attention's output (hidden-sized), and gate
-    and up (ffn-sized). With checkpointing it keeps its input only, and one layer is rebuilt at a time.
+
+def needs(shape, tokens, r, four_bit, checkpointing, code="fast", adapter=16, logits=256 * 12, cached=0, patches=0):
+    """Bytes of a training step at its peak, as a dict whose sum it is.
+
+    tokens: of a micro-batch, padding too. code: "fast" is common/fast.py with Liger, "unsloth" keeps as much, "liger" is
+    PEFT with Liger, "plain" is PEFT and TRL as they are. adapter: bytes a LoRA parameter; 16 are itself, its gradient and
+    AdamW's two moments in float32. logits: bytes that "plain" has at once for each word of the vocabulary, by default
+    TRL's chunk of 256 tokens with logits, probabilities and gradient in float32. cached: tokens whose keys and values
+    the rollouts hold. patches: of a micro-batch's pictures, 14 x 14 pixels each.
     """
-    shape = _shape(path)
-    layer = 2 * (6 * shape["hidden"] + 2 * shape["kv"] + 2 * shape["ffn"])
-    at_work = 2 * layer  # the gradients of the layer that is being walked back through
-    kept = 2 * shape["hidden"] if checkpointing else layer
-    return tokens * (shape["layers"] * kept + at_work)
-
-
-def _shape(path):
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    config |= config.get("text_config", {})
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    kv = config.get("num_key_value_heads", heads) * head
-    return {"hidden": hidden, "kv": kv, "ffn": config["intermediate_size"], "layers": config["num_hidden_layers"]}
+    hidden, _, kv, _ = _widths(shape)
+    trained, kept, work = 0, 0, 0
+    for part, count in ((shape, tokens), (shape.get("encoder"), patches)):
+        if not part or not count:
+            continue
+        wide, query, keys, ffn = _widths(part)
+        trained += part["layers"] * r * (2 * (wide + query) + 2 * (wide + keys) + 3 * (wide + ffn))  # in + out, 7 times
+        of_wide, of_ffn, of_product = KEPT["fast" if code == "unsloth" else code]
+        layer = 2 * (of_wide * wide + 2 * keys + of_ffn * ffn)
+        now = 2 * (4 * wide + of_product * ffn)  # gradients: of the residual stream and its branches, of the product
+        # Checkpointing keeps a layer's input only, and rebuilds one layer at a time; Unsloth keeps these in main memory.
+        inputs = 0 if code == "unsloth" else 2 * wide
+        kept += count * part["layers"] * (inputs if checkpointing else layer)
+        work = max(work, count * (now + (layer if checkpointing else 0)))
+    # Liger's loss takes so many tokens at a time that their logits are as large as the hidden states.
+    loss = shape["vocabulary"] * logits if code == "plain" else 2 * 2 * tokens * hidden
+    return {
+        "weights": _weights(shape, four_bit) + (2 * hidden * shape["ffn"] if four_bit else 0),  # one matrix unpacked
+        "LoRA": adapter * trained,
+        "kept": kept,
+        "at work": max(work, loss),  # the loss is done when the layers' turn comes
+        "cache": 2 * 2 * kv * shape["layers"] * cached,
+    }
 
 
 def tokens_of(lengths, rows: int) -> int:
@@ -68,20 +147,33 @@ def choose(path, lengths, rows, r, total, fixed, shards=1):
 
     lengths: tokens of each training row. rows: of an optimizer step on one GPU. total: bytes of GPU memory.
     fixed: what the user has set, any of four_bit, checkpointing, micro. shards: over how many GPUs the weights are
-    spread (FSDP). Measured (bench/README.md): 16-bit weights are
-    faster than 4-bit ones, no checkpointing is faster than checkpointing, but not where it leaves small pieces.
+    spread (FSDP).
+    """
+    shape = shape_of(path)
+
+    def size(four_bit, checkpointing, micro):
+        made = needs(shape, tokens_of(lengths, micro), r, four_bit, checkpointing)
+        return sum(made.values()) - made["weights"] * (1 - 1 / shards)
+
+    return fastest(size, rows, total, fixed, lambda micro: tokens_of(lengths, micro))
+
+
+def fastest(size, rows, total, fixed, tokens):
+    """The first of the settings, in the order of their speed, that fits `total` bytes: `choose`'s result.
+
+    size(four_bit, checkpointing, micro): bytes; tokens(micro): of a micro-batch. Measured (bench/README.md): 16-bit
+    weights are faster than 4-bit ones, no checkpointing is faster than checkpointing, but not where it leaves small
+    pieces.
     """
     splits = [fixed["micro"]] if "micro" in fixed else [micro for micro in range(rows, 0, -1) if rows % micro == 0]
-    filling = min(4096, tokens_of(lengths, rows))
+    filling = min(4096, tokens(rows))
     for four_bit in [fixed["four_bit"]] if "four_bit" in fixed else [False, True]:
-        base = OVERHEAD + weight_bytes(path, four_bit) / shards + lora_bytes(path, r)
         for checkpointing in [fixed["checkpointing"]] if "checkpointing" in fixed else [False, True]:
             for micro in splits:
-                tokens = tokens_of(lengths, micro)
-                size = base + activation_bytes(path, tokens, checkpointing)
-                enough = checkpointing or tokens >= filling or {"micro", "checkpointing"} & set(fixed)
-                if enough and size < FIT * total:
-                    return four_bit, checkpointing, micro, size
+                taken = OVERHEAD + size(four_bit, checkpointing, micro)
+                enough = checkpointing or tokens(micro) >= filling or {"micro", "checkpointing"} & set(fixed)
+                if enough and taken < FIT * total:
+                    return four_bit, checkpointing, micro, taken
     return None
 
 
@@ -102,13 +194,10 @@ def tune(config, model_args, dataset):
     path, backend, given = find_model(model_args), import_backend(model_args.backend), set(model_args.given)
     free, total = torch.cuda.mem_get_info()
     total = total if free > 0.9 * total else free  # the same choice each time, unless somebody else uses the card
-    rows, fixed = config.per_device_train_batch_size * config.gradient_accumulation_steps, {}
-    if model_args.quantization != "auto":
-        fixed["four_bit"] = model_args.quantization == "4bit"
-    if "gradient_checkpointing" in given:
-        fixed["checkpointing"] = config.gradient_checkpointing
-    if given & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
-        fixed["micro"] = config.per_device_train_batch_size
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    fixed = _fixed(vars(config) | vars(model_args), "per_device_train_batch_size")
+    if "micro" in fixed:
+        pass  # as given, for each GPU
     elif rows % config.world_size:
         raise SystemExit(
             f"{rows} rows a step cannot be split over {config.world_size} GPUs: take --auto false, and "
@@ -149,6 +238,79 @@ def tune(config, model_args, dataset):
     )
     flags = " ".join(f"--{name} {str(value).lower()}" for name, value in chosen.items())
     print(f"auto: about {size / 1e9:.0f} of {total / 1e9:.0f} GB; the same by hand: --auto false {flags}")
+
+
+def estimate(config, model_args, flag, value, work=None, micro="per_device_train_batch_size"):
+    """--estimate: print, for each of CARDS, whether a step fits on one, what takes the memory, and what would make it fit.
+
+    Needs neither a GPU nor a model: see shape_of. config: the trainer's; model_args: the flags about the model.
+    flag, value: what limits a row's length. work(value, rows): what a micro-batch of so many rows takes, as arguments of
+    `needs`; by default rows of `value` tokens. micro: the name of the flag with the rows of a micro-batch.
+    """
+    own = vars(config) | vars(model_args)
+    shape, auto, splits = shape_of(own["model"]), own.get("auto", False), own.get("gradient_accumulation_steps")
+    rows, fixed = own[micro] * (splits or 1), _fixed(own, micro)
+    code = "unsloth" if own.get("backend") == "unsloth" else "fast" if auto or own.get("fused_lora") else "plain"
+    adapter = {"adapter": 10 if "8bit" in own.get("optim", "") else 16}  # its two moments in 8 bits
+    work = work or (lambda length, rows: {"tokens": length * rows})
+
+    def parts(value, four_bit, checkpointing, rows):
+        how = adapter | work(value, rows)
+        return needs(shape, r=own["lora_r"], four_bit=four_bit, checkpointing=checkpointing, code=code, **how)
+
+    def best(value, total, fixed):
+        return fastest(
+            lambda *settings: sum(parts(value, *settings).values()),
+            rows,
+            total,
+            fixed,
+            lambda micro: work(value, micro)["tokens"],
+        )
+
+    def flags(here, length, four_bit, checkpointing, count):
+        made = {}
+        if here.get("four_bit", four_bit) != four_bit:
+            made["quantization"] = "4bit"
+        if here.get("checkpointing", checkpointing) != checkpointing:
+            made["gradient_checkpointing"] = "true"
+        if here.get("micro", count) != count:
+            made |= {micro: count, "gradient_accumulation_steps": rows // count} if splits else {micro: count}
+        if length != value:
+            made[flag] = length
+        return " ".join(f"--{name} {each}" for name, each in made.items())
+
+    print(f"A training step's GPU memory in GB: {own['model']}, LoRA r {own['lora_r']}, one GPU, code: {code}. No data is read: an\n"
+          f"upper bound, with each row as long as --{flag} {value} allows. kept: activations, for the backward pass; at work:\n"
+          f"one layer, or the loss; cache: keys and values of rollouts; CUDA: what torch does not count, and a margin.\n\n"
+          f"card  fits  needs  weights   LoRA   kept  at work  cache   CUDA")  # fmt: skip
+    for card in CARDS:
+        total, here = card * 1e9, dict(fixed)
+        if not auto and own["quantization"] == "auto":  # as common.models.choose_quantization will decide
+            here["four_bit"] = _weights(shape, False) + OVERHEAD > total
+        found = best(value, total, here)
+        four_bit, checkpointing, count = found[:3] if found else (
+            here.get("four_bit", True), here.get("checkpointing", True), here.get("micro", 1))  # fmt: skip
+        taken = [*parts(value, four_bit, checkpointing, count).values(), OVERHEAD]
+        columns = "".join(f"{size / 1e9:{width}.1f}" for size, width in zip(taken, (9, 7, 7, 9, 7, 7), strict=True))
+        says = f"{4 if four_bit else 16}-bit, {'' if checkpointing else 'no '}checkpointing, {count} rows at once"
+        if not found:
+            saved = {name: True for name in ("four_bit", "checkpointing") if here.get(name)}  # what saves already stays
+            shorter = (value // 2**n for n in range(6))
+            fits = [(length, *fit[:3]) for length in shorter if (fit := best(length, total, saved))]
+            says += f"; fits with {flags(here, *fits[0])}" if fits else "; take a smaller --model"
+        print(f"{card:4}  {'yes' if found else 'no':4} {sum(taken) / 1e9:6.1f} {columns}   {says}")
+
+
+def _fixed(own, micro):
+    """What `choose` may not change: without --auto every setting, with it those on the command line. own: all flags."""
+    auto, given, fixed = own.get("auto", False), set(own.get("given", ())), {}
+    if own["quantization"] != "auto":
+        fixed["four_bit"] = own["quantization"] == "4bit"
+    if not auto or "gradient_checkpointing" in given:
+        fixed["checkpointing"] = own["gradient_checkpointing"]
+    if not auto or given & {micro, "gradient_accumulation_steps"}:
+        fixed["micro"] = own[micro]
+    return fixed
 
 
 def row_lengths(dataset) -> list[int]:

@@ -39,6 +39,7 @@ class LoraArgs(ModelArgs):
     auto: bool = arg(True, "choose what the card decides: quantization, packing, micro-batch, checkpointing, kernels")
     packing: bool = arg(False, "a batch's rows end to end without padding, each seeing itself only")
     fused_lora: bool = arg(False, "LoRA in fewer passes over memory; the same result (backend hf)")
+    estimate: bool = arg(False, "print which cards the run fits on, what would make it fit, and end")
 
 
 @functools.cache
