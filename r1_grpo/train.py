@@ -35,7 +35,7 @@ from common.evaluation import generate
 from common.memory import estimate
 from common.models import LoraArgs, choose_quantization, find_model, import_backend, load_model, load_tokenizer
 from common.paths import DEMO_MODEL
-from common.runs import Run, replace_text, write_json
+from common.runs import Run, gradient_guard, replace_text, write_json
 from data import DataArgs, format_report, ideal, prompt_ids, prompts_of, read_splits
 from rewards import REWARDS, grade, score, self_test
 
@@ -260,30 +260,15 @@ class Rollout:
 
 def watcher(run, rollout, tokenizer, rows, args, config, backend):
     """A trainer's callback: accuracy and tokens/s beside TRL's numbers, samples.html, and the alarms."""
-    import torch
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
         dead, generated, trainer = 0, 0.0, None
-        skipped, in_a_row = 0, 0
-
-        def on_pre_optimizer_step(self, _, state, control, model=None, optimizer=None, **kwargs):
-            # One gradient that is not a number, and every weight is none: seen once in 1,100 updates on a GPU.
-            gradients = [each.grad for each in model.parameters() if each.grad is not None]
-            if torch.nn.utils.get_total_norm(gradients).isfinite():
-                self.in_a_row = 0
-                return
-            optimizer.zero_grad()
-            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-            print(f"step {state.global_step + 1}: the gradient is not finite, this update is left out", flush=True)
-            if self.in_a_row == 5:
-                raise SystemExit("stopped: five gradients in a row were not finite. Try a lower --learning_rate.")
 
         def on_log(self, _, state, control, logs=None, **kwargs):
             if "reward" not in logs:
                 return
             logs["accuracy"] = logs["rewards/correctness_reward_func/mean"] / 2
-            logs["skipped_updates"] = self.skipped
             self.generated += logs["completions/mean_length"] * run.rows_a_step
             if rollout and rollout.seconds:
                 logs["tokens_per_second"] = round(rollout.tokens / rollout.seconds, 1)
@@ -519,7 +504,7 @@ def main(argv=None):
             args=config,
             train_dataset=train_set,
             processing_class=tokenizer,
-            callbacks=[watch],
+            callbacks=[gradient_guard(), watch],
             rollout_func=rollout,
         )
         watch.trainer = trainer

@@ -38,6 +38,7 @@ from common.cli import arg, parse
 from common.evaluation import generate
 from common.models import widen_adapters
 from common.paths import DEMO_MODEL
+from common.runs import gradient_guard
 from data import DataArgs, encode_prompts, load_splits, prompt_texts, token_ids
 from stage import Stage, StageArgs, digest, flags
 
@@ -192,7 +193,7 @@ def main(argv=None) -> Path:
             processing_class=tokenizer,
             peft_config=lora,  # so the reference is the backbone with adapters off
             rollout_func=sampler(tokenizer, config),
-            callbacks=[recorder(stage)],
+            callbacks=[gradient_guard(), recorder(stage)],
         )
         trainer.remove_callback(PrinterCallback)  # thirty numbers a step: they are in metrics.jsonl
         model = add_adapter(trainer.model, "reward", args.reward)

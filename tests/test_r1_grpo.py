@@ -351,7 +351,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(r1, trainer, ca
     import torch
 
     made = trainer([characters])
-    watch = r1.train.watcher(None, None, None, [], SimpleNamespace(), made.args, "hf")
+    watch = r1.train.gradient_guard()
     weights = [each for each in made.model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1.0)
     before = [each.clone() for each in weights]
