@@ -7,7 +7,7 @@ some KL it goes on rising while the real thing falls. To see that, the real thin
     1. sample answers of the SFT model to prompts; gold ranks them; these pairs train the reward model (the proxy)
     2. PPO and GRPO against the proxy, --seeds times, keeping snapshots along the way
     3. of every snapshot, on held-out prompts: KL from the SFT model, proxy score, gold score; best-of-n for comparison
-    4. compare.json, a table at best-of-n's KLs, and compare.png
+    4. compare.json, a table at best-of-n's KLs, and compare.png, anew after each run
 
 --data FILE takes prompts from a file of pairs instead of gold.py's; with --own_pairs the reward model learns from that
 file's pairs as they are. Interrupted, the same command goes on: finished stages are kept.
@@ -44,7 +44,7 @@ from backbone import (
 from common.cli import arg, parse
 from common.models import load_tokenizer
 from common.paths import DEMO_MODEL
-from common.runs import replace_text, write_json
+from common.runs import read_record, replace_text, write_json
 from data import DataArgs, encode_prompts, key_of, prompt_ids, read_pairs, split_pairs
 from gold import gold, prompts
 from stage import Stage, StageArgs, digest, flags, free_memory
@@ -160,10 +160,10 @@ def measure(model, name, head, reward, tokenizer, prompts, args):
     }
 
 
-def train_policies(args, folder, data, reward):
-    """Run PPO and GRPO --seeds times; (method, seed, update, adapter folder) of every snapshot."""
+def train_policies(args, data, reward):
+    """Run PPO and GRPO --seeds times. Yields after each run its snapshots: (method, seed, [(update, adapter folder)])."""
     demo = ["--demo"] if args.model == DEMO_MODEL else []
-    every, found = max(1, args.updates // args.snapshots), []
+    every = max(1, args.updates // args.snapshots)
     common = [*demo, "--model", args.model, "--quantization", args.quantization, "--data", str(data), "--reuse"]
     common += ["--reward", str(reward), "--learning_rate", str(args.learning_rate), "--show_answers", "2"]
     common += ["--max_prompt_length", str(args.max_prompt_length), "--max_pairs", str(args.max_pairs)]
@@ -176,8 +176,7 @@ def train_policies(args, folder, data, reward):
             flags += ["--epochs", 2, "--minibatches", STEPS // 2, "--micro_batch_size", args.micro_batch_size]
             flags += ["--config", args.ppo_config] if args.ppo_config else []
             run = train_ppo.main([*mine, *map(str, flags)])
-            found += [("ppo", seed, int(each.name.split("-")[1]), each) for each in run.glob("snapshot-*")]
-            free_memory()
+            yield "ppo", seed, kept(run, "snapshot", 1)
         if "grpo" in args.methods:
             micro = min(args.micro_batch_size, args.rollout_size)
             # As many steps on each rollout as PPO takes: else one of them would only have moved less.
@@ -188,9 +187,12 @@ def train_policies(args, folder, data, reward):
             flags += ["--max_completion_length", args.max_new_tokens]
             flags += ["--config", args.grpo_config] if args.grpo_config else []
             run = train_grpo.main([*mine, *map(str, flags)])
-            found += [("grpo", seed, int(each.name.split("-")[1]) // STEPS, each) for each in run.glob("checkpoint-*")]
-            free_memory()
-    return sorted(found, key=lambda each: each[:3])
+            yield "grpo", seed, kept(run, "checkpoint", STEPS)
+
+
+def kept(run, name, steps):
+    """A run's snapshots in their order: (update, folder)."""
+    return sorted((int(each.name.split("-")[1]) // steps, each) for each in run.glob(f"{name}-*"))
 
 
 def at_kl(rows, kl, name):
@@ -299,30 +301,50 @@ def main(argv=None) -> Path:
         common += ["--eval_ratio", str(args.eval_ratio), "--split_seed", str(args.split_seed)]
         common += ["--config", args.reward_config] if args.reward_config else []
         reward_folder = train_reward.main([*demo, *common])
-        free_memory()
-        snapshots = train_policies(args, stage.folder, data, reward_folder)
         reward, ids = read_reward(reward_folder, path), held_out(args, data, tokenizer)
-        model = add_adapter(load_backbone(path, args), "reward", reward_folder).eval()
-        head = reward_head(reward_folder, model.device)
-        rows = [
-            {"method": "sft", "seed": args.seed, "update": 0} | measure(model, None, head, reward, tokenizer, ids, args)
-        ]
-        for method, seed, update, adapter in snapshots:
-            model = add_adapter(model, "policy", adapter).eval()
-            found = measure(model, "policy", head, reward, tokenizer, ids, args)
-            model.delete_adapter("policy")
-            rows.append({"method": method, "seed": seed, "update": update} | found)
-            print(
-                f"{method} seed {seed} update {update}: KL {found['kl']:.2f}, proxy {found['proxy']:.2f}, gold {found['gold']:.2f}"
-            )
-        args.temperature, args.eos_penalty, args.batch_size = 1.0, 1.0, 64
-        answers, scores = sample(model, head, reward, tokenizer, ids, args)
-        golds = [[gold(text_of(tokenizer, each)) for each in group] for group in answers]
-        best = [{"n": r["n"], "kl": r["kl"], "proxy": r["score"], "gold": r["other"]} for r in curve(scores, golds)]
-        write_json(stage.folder / "compare.json", {"rows": rows, "best_of_n": best})
-        text = table(rows, best, not args.own_pairs)
-        replace_text(stage.folder / "compare.md", text + "\n")
-        plot(rows, best, stage.folder / "compare.png", not args.own_pairs)
+        seen = read_record(stage.folder, "compare.json") or {"rows": [], "best_of_n": []}
+        rows, best = seen["rows"], seen["best_of_n"]
+
+        def judged():
+            free_memory()
+            return add_adapter(load_backbone(path, args), "reward", reward_folder).eval()
+
+        def write():
+            write_json(stage.folder / "compare.json", {"rows": rows, "best_of_n": best})
+            text = table(rows, best, not args.own_pairs)
+            replace_text(stage.folder / "compare.md", text + "\n")
+            plot(rows, best, stage.folder / "compare.png", not args.own_pairs)
+            return text
+
+        if not best:
+            model = judged()
+            head = reward_head(reward_folder, model.device)
+            start = {"method": "sft", "seed": args.seed, "update": 0}
+            rows.append(start | measure(model, None, head, reward, tokenizer, ids, args))
+            args.temperature, args.eos_penalty, args.batch_size = 1.0, 1.0, 64
+            answers, scores = sample(model, head, reward, tokenizer, ids, args)
+            golds = [[gold(text_of(tokenizer, each)) for each in group] for group in answers]
+            best += [
+                {"n": r["n"], "kl": r["kl"], "proxy": r["score"], "gold": r["other"]} for r in curve(scores, golds)
+            ]
+            del model
+        for method, seed, snapshots in train_policies(args, data, reward_folder):
+            done = {row["update"] for row in rows if (row["method"], row["seed"]) == (method, seed)}
+            model = judged() if done != {update for update, _ in snapshots} else None
+            for update, adapter in snapshots:
+                if update in done:
+                    continue
+                model = add_adapter(model, "policy", adapter).eval()
+                head = reward_head(reward_folder, model.device)
+                found = measure(model, "policy", head, reward, tokenizer, ids, args)
+                model.delete_adapter("policy")
+                rows.append({"method": method, "seed": seed, "update": update} | found)
+                print(f"{method} seed {seed} update {update}: KL {found['kl']:.2f}, proxy {found['proxy']:.2f}, "
+                      f"gold {found['gold']:.2f}")  # fmt: skip
+            del model
+            free_memory()
+            write()  # after each run, so that what was measured is there to be looked at, and is kept
+        text = write()
     held = reward["held_out"]
     print(f"\nreward model: accuracy {held['accuracy']:.2f} on {held['pairs']} held-out pairs\n{text}")
     return stage.folder

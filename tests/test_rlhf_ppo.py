@@ -796,7 +796,7 @@ def test_the_comparison_draws_its_plot(chain):
     (folder,) = runs_of(chain, "compare")
     made = json.loads((folder / "compare.json").read_text())
     assert [(row["method"], row["update"]) for row in made["rows"]] == [
-        ("sft", 0), ("grpo", 1), ("grpo", 2), ("ppo", 1), ("ppo", 2),
+        ("sft", 0), ("ppo", 1), ("ppo", 2), ("grpo", 1), ("grpo", 2),
     ]  # fmt: skip
     assert made["rows"][0]["kl"] == 0 and [row["n"] for row in made["best_of_n"]] == [1, 2, 4]
     assert (folder / "compare.png").stat().st_size > 10_000 and "| 0 (SFT) |" in (folder / "compare.md").read_text()
