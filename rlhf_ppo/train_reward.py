@@ -37,7 +37,7 @@ from backbone import (
     sft_model,
 )
 from common.cli import arg, parse
-from common.models import load_tokenizer, widen_adapters
+from common.models import import_backend, load_tokenizer, widen_adapters
 from common.paths import DEMO_MODEL
 from common.runs import write_json
 from data import DataArgs, encode_pairs, load_splits, rm_ids
@@ -131,6 +131,7 @@ def classifier(path, args):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, set_seed
 
+    import_backend("hf")
     set_seed(args.seed)  # head and LoRA's A are random
     dtype = compute_dtype(args)
     nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)

@@ -222,8 +222,7 @@ def decoding():
 def padding():
     """Left-padded batches, forward and backward, where free memory holds NaN: whoever reads what nobody wrote shows up.
 
-    Rows of padding see nothing; what attention makes of them must not reach a gradient. Once in 1,100 updates of GRPO a
-    gradient was NaN while its loss was not, and this is how such a thing would look.
+    Rows of padding see nothing; what attention makes of them must not reach a gradient.
     """
     from peft import LoraConfig, get_peft_model
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -271,6 +270,40 @@ def padding():
         check(f"left-padded batches with a gradient that is not finite, attention: {way}", bad / 20, 0)
 
 
+def low_scores():
+    """Masked attention whose scores are all about -120, at every length around a multiple of 64: gradients stay finite.
+
+    With cuDNN's kernel they do not at 64, 192, 320, ... (pytorch/pytorch#196678), which is why import_backend turns it off.
+    Says, too, whether that is still so: where it is not, the line there can go.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from common.models import import_backend
+
+    def broken(lengths, backends):
+        found = []
+        for length in lengths:
+            q, k, v = (0.1 * torch.randn(2, 3, length, 64, device="cuda") for _ in range(3))
+            q[..., 0], k[..., 0] = 1.0, -120 * 64**0.5
+            q, k, v = (each.bfloat16().requires_grad_() for each in (q, k, v))
+            mask = torch.ones(length, length, dtype=torch.bool, device="cuda").tril()
+            with sdpa_kernel(backends):
+                scaled_dot_product_attention(q, k, v, attn_mask=mask).square().sum().backward()
+            found += [length] if not all(each.grad.isfinite().all() for each in (q, k, v)) else []
+        return found
+
+    lengths = [n + d for n in range(64, 705, 64) for d in (-1, 0, 1)]
+    try:
+        print(f"     (cuDNN's attention is not finite at lengths {broken(lengths, [SDPBackend.CUDNN_ATTENTION])})")
+    except RuntimeError as error:
+        print(f"     (cuDNN: {str(error).splitlines()[0][:90]})")
+    import_backend("hf")
+    allowed = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    allowed += [SDPBackend.CUDNN_ATTENTION] if torch.backends.cuda.cudnn_sdp_enabled() else []
+    check("lengths at which masked attention with low scores has no finite gradient", len(broken(lengths, allowed)), 0)
+
+
 if __name__ == "__main__":
     if fast.varlen_kernel() is None:
         raise SystemExit("needs an NVIDIA GPU from Ampere on and torch 2.11 or newer")
@@ -284,4 +317,5 @@ if __name__ == "__main__":
     whole_model()
     decoding()
     padding()
+    low_scores()
     raise SystemExit(f"{len(failed)} failed: {failed}" if failed else 0)

@@ -200,3 +200,14 @@ def test_a_trainer_that_cuts_rows_is_stopped(tmp_path):
     run = runs.Run(config(tmp_path), ARGS, MODEL, dataset([1, 2, 3], [4, 5]))
     with pytest.raises(SystemExit, match="sees 4 tokens instead of 5"):
         run.train(SimpleNamespace(train_dataset=dataset([1, 2], [4, 5])))
+
+
+def test_cudnn_attention_is_off_once_a_backend_is_chosen():
+    """Its gradient is NaN at some lengths on Hopper (tests/gpu_equality.py shows it); every model is loaded after this."""
+    import torch
+
+    from common import models
+
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    models.import_backend.cache_clear()
+    assert models.import_backend("hf") == "hf" and not torch.backends.cuda.cudnn_sdp_enabled()

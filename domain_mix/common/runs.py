@@ -299,8 +299,7 @@ class Run:
 def gradient_guard():
     """A trainer's callback: an update whose gradient is not finite is left out, five in a row end the run.
 
-    One gradient that is not a number, and every weight is none. On GPUs one update of GRPO in 400 has one, while its loss
-    is finite; the logs count them as skipped_updates.
+    One gradient that is not a number, and every weight is none. The logs count such updates as skipped_updates.
     """
     import torch
     from transformers import TrainerCallback

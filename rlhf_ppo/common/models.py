@@ -44,9 +44,16 @@ class LoraArgs(ModelArgs):
 
 @functools.cache
 def import_backend(backend: str) -> str:
-    """Import what `backend` needs and return "unsloth" or "hf". Unsloth patches TRL, so it has to be imported first."""
+    """Import what `backend` needs and return "unsloth" or "hf". Unsloth patches TRL, so it has to be imported first.
+
+    Every model is loaded after this, so it is also where torch's attention is chosen.
+    """
     import torch
 
+    # cuDNN's attention, torch's first choice on Hopper from 2.11 on, makes NaN of q's gradient where there is a mask, the
+    # batch is 64 tokens longer than a multiple of 128, and all scores of a row are low (pytorch/pytorch#196678): once in
+    # 400 updates, with a finite loss. Other kernels take over.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     cuda, installed = torch.cuda.is_available(), importlib.util.find_spec("unsloth") is not None
     if backend == "unsloth" and not (cuda and installed):
         reason = no_cuda() if installed or not cuda else "Unsloth is not installed: see requirements.txt."
