@@ -1,6 +1,7 @@
 """Paths, models and the record of a run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,3 +212,33 @@ def test_cudnn_attention_is_off_once_a_backend_is_chosen():
     torch.backends.cuda.enable_cudnn_sdp(True)
     models.import_backend.cache_clear()
     assert models.import_backend("hf") == "hf" and not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wrong"),
+    [
+        (lambda folder: os.truncate(folder / "a.safetensors", 100), "a.safetensors is cut off or damaged"),
+        (lambda folder: os.truncate(folder / "a.safetensors", 4), "a.safetensors is cut off or damaged"),
+        (lambda folder: (folder / "b.safetensors").unlink(), "b.safetensors is missing"),
+        (
+            lambda folder: (folder / "b.safetensors").write_bytes(b"<html>403</html>"),
+            "b.safetensors is cut off or damaged",
+        ),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map'), "index.json is cut off"),
+    ],
+)
+def test_a_download_that_broke_off_is_not_a_model(tmp_path, spoil, wrong):
+    import torch
+    from safetensors.torch import save_file
+
+    from common.paths import resolve_model
+
+    for name in "ab":
+        save_file({name: torch.zeros(100)}, tmp_path / f"{name}.safetensors")
+    weights = {"a": "a.safetensors", "b": "b.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(str(tmp_path)) == tmp_path
+    spoil(tmp_path)
+    with pytest.raises(SystemExit, match=wrong):
+        resolve_model(str(tmp_path))

@@ -11,9 +11,11 @@ Every path comes from the environment or from a `.env` file (the environment win
 Without them the root is /root/autodl-tmp where that exists (AutoDL's large disk), else the working folder.
 """
 
+import json
 import os
 import re
 import shutil
+import struct
 from pathlib import Path
 
 TASK_DIR = Path(__file__).resolve().parents[1]  # the folder that holds this copy of common/
@@ -84,17 +86,47 @@ def check_disk(folder: Path, need_bytes: int, what: str):
         )
 
 
+def broken_weights(folder: Path) -> str:
+    """Which *.safetensors of a model is missing or shorter than its own header says; "" if none. Reads headers only."""
+    index = folder / "model.safetensors.index.json"
+    files = {file.name for file in folder.glob("*.safetensors")}
+    if index.is_file():
+        try:
+            files |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError):
+            return f"{index.name} is cut off or damaged"
+    for name in sorted(files):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        with open(folder / name, "rb") as file:
+            try:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(length)) if length < 10**8 else {}
+                ends = [each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"]
+                complete = bool(ends) and (folder / name).stat().st_size == 8 + length + max(ends)
+            except (struct.error, ValueError, KeyError, TypeError):
+                complete = False
+        if not complete:
+            return f"{name} is cut off or damaged"
+    return ""
+
+
 def resolve_model(name: str) -> Path:
     """The folder of a model, looked for in this order: a path; MODELS_DIR/<org>/<name>, also in ModelScope's spelling;
     the embedded demo model; the hub named by MODEL_SOURCE.
 
-    Raises SystemExit with every place tried and the one command that fixes it.
+    Raises SystemExit with every place tried and the one command that fixes it, or with what is wrong with the model found:
+    a download that broke off is not taken for a model.
     """
     root = models_dir()
     modelscope = name.replace(".", "___")  # how its downloader spells a dot
     places = [Path(name).expanduser(), root / name, root / modelscope, root / "models" / modelscope]
     for place in places:
         if (place / "config.json").is_file():
+            if wrong := broken_weights(place):
+                raise SystemExit(
+                    f"{place}: {wrong}. Bring the file again (a download goes on where it broke off), or give another --model."
+                )
             return place
         if (place / "adapter_config.json").is_file():
             raise SystemExit(f"{place} is a LoRA adapter, not a model: give it as --adapter, and its base as --model.")
