@@ -2,9 +2,8 @@
 PY := .venv/bin/python
 TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */Dockerfile)))
 
-.PHONY: demo test test-docker lint sync lock image bench venv fetch bundle doctor
+.PHONY: demo test test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor
 .DELETE_ON_ERROR:
-export DOCKER_BUILDKIT=1
 
 venv: .venv/.ready  ## .venv with everything that a laptop needs
 .venv/.ready: requirements-cpu.txt tools/venv.sh
@@ -27,11 +26,17 @@ lint: venv  ## style, and that the copies of common/ are the same
 sync:  ## copy common/ into every task folder
 	python3 tools/sync_common.py
 
-lock:  ## resolve requirements-cpu.in and every */requirements.in again
+lock:  ## resolve requirements-cpu.in and every */requirements.in again; then: make lock-check
 	bash tools/lock.sh $(TASKS)
 
-image:  ## make image TASK=medical
-	docker build -t finetune-base docker && docker build -t $(TASK)-train $(TASK)
+lock-check: venv  ## whether every pin is in its locks, and nothing went down since the last commit
+	$(PY) tools/lock_check.py
+
+test-lock:  ## make test-lock [LOCK=medical/requirements-cu128.txt]: a GPU lock in an empty container (fetches 3 GB)
+	bash tools/test_lock.sh $(or $(LOCK),medical/requirements.txt)
+
+image:  ## make image TASK=medical [CUDA=12.8, for drivers before 580]
+	@bash tools/image.sh $(TASK) $(CUDA)
 
 bench: venv  ## make bench BENCH=medical_data
 	$(PY) bench/$(BENCH).py $(ARGS)

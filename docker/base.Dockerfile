@@ -3,7 +3,7 @@
 #   docker build -t finetune-base docker/          (Docker before 23: DOCKER_BUILDKIT=1 docker build ...)
 #
 # PyTorch's wheels bring their own CUDA libraries, so the smallest CUDA image is enough. The host needs NVIDIA's driver
-# 580 or newer.
+# 580 or newer; for older ones there is CUDA_IMAGE=nvidia/cuda:12.8.1-base-ubuntu24.04 (make image TASK=... CUDA=12.8).
 ARG CUDA_IMAGE=nvidia/cuda:13.0.3-base-ubuntu24.04
 FROM ${CUDA_IMAGE}
 
@@ -30,6 +30,7 @@ RUN --mount=type=bind,source=claim_mounts.c,target=/tmp/claim_mounts.c \
     && setcap cap_chown=ep /usr/local/bin/claim-mounts
 
 # HOME is /tmp because any `--user` can write there. The entrypoint sets the folders again: --env-file beats ENV.
+# NVIDIA_DISABLE_REQUIRE: the entrypoint, not NVIDIA's runtime, refuses a driver that is too old, and says what to take.
 ENV MODELS_DIR=/workspace/models \
     DATA_DIR=/workspace/data \
     OUTPUT_DIR=/workspace/outputs \
@@ -39,6 +40,7 @@ ENV MODELS_DIR=/workspace/models \
     UNSLOTH_COMPILE_LOCATION=/tmp/unsloth_compiled_cache \
     HOME=/tmp \
     USER=app \
+    NVIDIA_DISABLE_REQUIRE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1
 

@@ -42,6 +42,7 @@ RECIPES = {
 }
 # The oldest driver for each CUDA that a torch wheel may be built for (NVIDIA's compatibility table).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+CU128 = ("medical", "alpaca", "domain_mix", "vl_insurance")  # these have a lock for CUDA 12.8, too
 CHECKPOINTS = 3.0  # GB: three checkpoints, the best and the adapter, with optimizer states
 AUTODL = "/root/autodl-tmp"
 LANG = "en"
@@ -107,8 +108,23 @@ def check_gpu(gpus, error):
     )
 
 
-def check_driver(driver, cuda, works):
-    """driver: as nvidia-smi says it. cuda: what torch was built for, e.g. "13.0". works: torch saw the GPU and computed.
+def lock_for(task, torch, driver, cu128):
+    """Which of a task's locks is meant for this machine: the one whose torch is here, else by the driver.
+
+    torch: what TORCH_PROBE printed, or None. driver: as nvidia-smi says it, or None. cu128: {name: version} of the lock
+    for CUDA 12.8, {} where it is not at hand.
+    """
+    torch = torch or {}
+    if "torch" in cu128 and torch.get("version", "").split("+")[0] == cu128["torch"]:
+        return "requirements-cu128.txt"
+    compatible = torch.get("works") and torch["cuda"].startswith("13.")
+    old = driver and int(driver.split(".")[0]) < OLDEST_DRIVER[13] and not compatible
+    return "requirements-cu128.txt" if old and task in CU128 else "requirements.txt"
+
+
+def check_driver(driver, cuda, works, task):
+    """driver: as nvidia-smi says it. cuda: what torch was built for, e.g. "13.0". works: torch saw the GPU and computed,
+    or None where it is still to be installed.
 
     CUDA 12 runs on any driver since 525 and CUDA 13 on any since 580, whatever the minor version is.
     """
@@ -117,15 +133,18 @@ def check_driver(driver, cuda, works):
     text = say("driver %s, torch for CUDA %s", "驱动 %s，torch 的 CUDA 版本 %s") % (driver, cuda)
     if need is None or int(driver.split(".")[0]) >= need or works:
         return result("driver", "ok", text)
-    fix = say("update the driver to %d or newer", "把驱动升级到 %d 或更新") % need
-    if major >= 13 and int(driver.split(".")[0]) >= OLDEST_DRIVER[12]:
+    status, fix = "fail", say("update the driver to %d or newer", "把驱动升级到 %d 或更新") % need
+    if major >= 13 and int(driver.split(".")[0]) >= OLDEST_DRIVER[12] and task in CU128:
         fix += say(
-            ", take a machine that has one, or install a torch built for CUDA 12 (pip install torch==2.10.0 is: 12.8)",
-            "，换一台驱动够新的机器，或安装为 CUDA 12 编译的 torch（pip install torch==2.10.0，即 12.8）",
-        )
+            ", take a machine that has one, or CUDA 12.8: of images the tag cu128 (make image TASK=@ CUDA=12.8), else "
+            "pip install --no-deps -r requirements-cu128.txt",
+            "，换一台驱动够新的机器，或用 CUDA 12.8：镜像用标签 cu128（make image TASK=@ CUDA=12.8），否则 "
+            "pip install --no-deps -r requirements-cu128.txt",
+        ).replace("@", task)
+        status = "warn" if works is None else "fail"
     else:
         fix += say(" or take a machine that has one", "，或换一台驱动够新的机器")
-    return result("driver", "fail", text + say(": needs %d or newer", "：需要 %d 或更新") % need, fix)
+    return result("driver", status, text + say(": needs %d or newer", "：需要 %d 或更新") % need, fix)
 
 
 def covers(arch_list, capability):
@@ -147,8 +166,8 @@ def covers(arch_list, capability):
     return False
 
 
-def check_arch(capability, arch_list, version):
-    """arch_list: torch.cuda.get_arch_list()."""
+def check_arch(capability, arch_list, version, lock="requirements.txt"):
+    """arch_list: torch.cuda.get_arch_list(). lock: of lock_for."""
     sm = "sm_{}{}".format(*capability)
     if covers(arch_list, capability):
         return result("kernels", "ok", say("torch %s has kernels for %s", "torch %s 有 %s 的内核") % (version, sm))
@@ -160,18 +179,15 @@ def check_arch(capability, arch_list, version):
         say("torch %s has no kernels for this GPU (%s); it has %s", "torch %s 没有这块 GPU（%s）的内核；只有 %s")
         % (version, sm, " ".join(arch_list)),
         say(
-            "install the torch of this folder's requirements.txt" if newer else "take a newer GPU: this one is too old",
-            "安装本目录 requirements.txt 里的 torch" if newer else "换一块更新的 GPU：这块太旧了",
+            f"install the torch of this folder's {lock}" if newer else "take a newer GPU: this one is too old",
+            f"安装本目录 {lock} 里的 torch" if newer else "换一块更新的 GPU：这块太旧了",
         ),
     )
 
 
-def check_torch(torch, gpus):
-    """torch: what TORCH_PROBE printed; None where torch is not installed."""
-    install = say(
-        "in the task's folder: pip install --no-deps -r requirements.txt",
-        "在任务目录里：pip install --no-deps -r requirements.txt",
-    )
+def check_torch(torch, gpus, lock="requirements.txt"):
+    """torch: what TORCH_PROBE printed; None where torch is not installed. lock: of lock_for."""
+    install = say("in the task's folder: %s", "在任务目录里：%s") % f"pip install --no-deps -r {lock}"
     if torch is None:
         return result("torch", "fail", say("torch is not installed", "没有安装 torch"), install)
     if torch.get("error"):
@@ -754,19 +770,21 @@ def examine(args, environ, cwd, script):
     model = args.model or model
     values = settings(environ, cwd, task_dir)
     gpus, error = ask_nvidia_smi()
-    lock_file = args.lock or os.path.join(task_dir, "requirements.txt")
+    torch, driver = ask_torch(), gpus[0]["driver"] if gpus else None
+    lock = lock_for(task, torch, driver, parse_lock(read_text(os.path.join(task_dir, "requirements-cu128.txt"))))
+    lock_file = args.lock or os.path.join(task_dir, lock)
     laptop = os.path.join(os.path.dirname(task_dir), "requirements-cpu.txt")
     if not args.lock and not gpus and os.path.isfile(laptop):
         lock_file = laptop
     lock_text = read_text(lock_file)
     locked = parse_lock(lock_text)
-    torch, checks = ask_torch(), [check_gpu(gpus, error)]
+    checks = [check_gpu(gpus, error)]
     if gpus:
-        cuda = (torch or {}).get("cuda") or "13.0"  # what the lock brings where torch is not there yet
-        checks.append(check_driver(gpus[0]["driver"], cuda, bool(torch and torch.get("works"))))
+        cuda = (torch or {}).get("cuda")
+        checks.append(check_driver(driver, cuda or "13.0", torch["works"] if cuda else None, task))
         if torch and torch.get("arch_list") and gpus[0]["capability"]:
-            checks.append(check_arch(gpus[0]["capability"], torch["arch_list"], torch["version"]))
-    checks.append(check_torch(torch, gpus))
+            checks.append(check_arch(gpus[0]["capability"], torch["arch_list"], torch["version"], lock))
+    checks.append(check_torch(torch, gpus, lock))
     if gpus:
         if card:
             checks.append(check_gpu_memory(gpus, card, task or "7B"))
@@ -777,7 +795,7 @@ def examine(args, environ, cwd, script):
     checks.append(check_python(sys.version_info[:2], platform.system(), platform.machine(), "--hash" in lock_text))
     if locked:
         installed = installed_packages()
-        direct = set(parse_lock(read_text(re.sub(r"\.txt$", ".in", lock_file)))) or set(locked)
+        direct = set(parse_lock(read_text(re.sub(r"(-cu128)?\.txt$", ".in", lock_file)))) or set(locked)
         checks += [check_versions(locked, installed, direct, lock_file), check_strangers(locked, installed)]
     else:
         text = say("no lock at %s: not compared", "%s 没有锁文件：未比较") % lock_file

@@ -61,6 +61,28 @@ stop_if_problems() {
   exit 1
 }
 
+# With a driver that is too old torch warns once and takes the CPU. Where no GPU is, there is no driver to look at.
+check_driver() {
+  local cuda driver need way="Update it, or take a machine with a newer one"
+  cuda=$(sed -n "s/^cuda.*'\(.*\)'.*/\1/p" /opt/venv/lib/python3*/site-packages/torch/version.py 2>/dev/null) || return 0
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || return 0
+  case $cuda in 13.*) need=580 ;; 12.*) need=525 ;; *) return 0 ;; esac
+  if [[ ! $driver =~ ^[0-9]+\. || ${driver%%.*} -ge $need ]] || cuda_runs "${cuda%%.*}"; then return 0; fi
+  if [[ $need == 580 && ${driver%%.*} -ge 525 && -f requirements-cu128.txt ]]; then
+    way="Take ${PWD##*/}-train:cu128 (make image TASK=${PWD##*/} CUDA=12.8), or a newer driver"
+  fi
+  echo "The driver here is $driver; this image, for CUDA $cuda, needs $need or newer. $way." >&2
+  exit 1
+}
+cuda_runs() {  # major version: NVIDIA's compatibility libraries bring a newer CUDA to an older driver of a data centre
+  python - "$1" 2>/dev/null <<'END'
+import ctypes, sys
+version = ctypes.c_int()
+ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))  # e.g. 13000
+sys.exit(version.value < 1000 * int(sys.argv[1]))
+END
+}
+
 check_train() {
   local data=$DATA_DIR
   for argument; do
@@ -69,6 +91,7 @@ check_train() {
       --demo | --data | --data=* | --config | --config=*) data= ;;  # its own, or named there: train.py looks
     esac
   done
+  check_driver
   if compgen -e | grep -q '._DATA_DIR$'; then data=; fi
   need_mount "$MODELS_DIR" "the base model is read from it or downloaded to it" || true
   need_mount "$OUTPUT_DIR" "without it the results go when the container goes" && need_writable "$OUTPUT_DIR"
@@ -82,6 +105,7 @@ check_train() {
 
 check_infer() {  # the base model or a merged one: which folder it is in, infer.py finds out
   case " $* " in *" -h "* | *" --help"*) return ;; esac
+  check_driver
   if is_mounted "$MODELS_DIR" || is_mounted "$OUTPUT_DIR"; then return; fi
   need_mount "$MODELS_DIR" "the base model is read from it or downloaded to it" || true
   need_mount "$OUTPUT_DIR" "it holds what was trained" || true

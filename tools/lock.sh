@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes the lock files: requirements-cpu.txt for laptops and tests, TASK/requirements.txt (with hashes) for GPUs.
+# Writes the lock files: requirements-cpu.txt for laptops and tests, TASK/requirements.txt (with hashes) for GPUs, and
+# TASK/requirements-cu128.txt, for drivers before 580, where the task has one.
 set -euo pipefail
 uv() { .venv/bin/python -m uv "$@"; }
 [ -x .venv/bin/pip ] || python3 -m venv .venv
@@ -10,10 +11,18 @@ uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-head
   grep -vE '^(nvidia-|cuda-|triton==)' >.requirements-cpu.new
 { echo "# Written by \`make lock\` from requirements-cpu.in: every package that \`make demo\` and \`make test\` install."; cat .requirements-cpu.new; } >requirements-cpu.txt
 rm .requirements-cpu.new
-# xformers, which Unsloth asks for, does not load on torch 2.11. So the lock is installed with --no-deps.
-for task in "$@"; do
+
+# Reads pins on stdin. xformers, which Unsloth asks for, does not load on torch 2.11: it is left out, so the lock is
+# installed with --no-deps.
+lock() {  # file to write, CUDA and driver
   uv pip compile --quiet --generate-hashes --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header \
-    --no-emit-package xformers "$task/requirements.in" -o "$task/requirements.txt.new"
-  { echo "# Written by \`make lock\` from requirements.in: Linux x86-64, Python 3.12, CUDA 13 (driver 580 or newer)."; echo "# It is complete: pip install --no-deps -r requirements.txt"; cat "$task/requirements.txt.new"; } >"$task/requirements.txt"
-  rm "$task/requirements.txt.new"
+    --no-emit-package xformers - -o "$1.new"
+  { echo "# Written by \`make lock\` from requirements.in: Linux x86-64, Python 3.12, $2."; echo "# It is complete: pip install --no-deps -r ${1##*/}"; cat "$1.new"; } >"$1"
+  rm "$1.new"
+}
+for task in "$@"; do
+  lock "$task/requirements.txt" "CUDA 13 (driver 580 or newer)" <"$task/requirements.in"
+  if [ -f "$task/requirements-cu128.txt" ]; then  # torch 2.11's ordinary wheel is built for CUDA 13, 2.10's for 12.8
+    sed 's/^torch==.*/torch==2.10.0/' "$task/requirements.in" | lock "$task/requirements-cu128.txt" "CUDA 12.8 (driver 525 or newer)"
+  fi
 done

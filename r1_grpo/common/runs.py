@@ -393,7 +393,7 @@ def device_name() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    cpu = torch.cpu.get_capabilities()
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()
     features = " ".join(name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if cpu.get(name))
     return f"{cpu.get('cpu_name', 'CPU')} ({features}), {torch.get_num_threads()} threads"
 

@@ -3,10 +3,12 @@
 Where no Docker engine runs, base.sh says why and these tests are skipped (`pytest -rs` prints it).
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -16,11 +18,13 @@ REPO = Path(__file__).resolve().parents[2]
 BASE, MEDICAL = "finetune-test-base", "finetune-test-medical"
 DEMO_MODEL = "demo/SmolLM2-135M-Instruct"
 BUILD = ["build", "--network", "host"]
+# No network, and nothing to be written but the mounts and /tmp; `exec`, since Triton's kernels are compiled to there.
+RUN = ["run", "--network=none", "--read-only", "--tmpfs=/tmp:exec"]
 
 
 @pytest.fixture(scope="module")
 def docker():
-    """Call as docker(*arguments) -> CompletedProcess with stdout and stderr as text."""
+    """Call as docker(*arguments) -> CompletedProcess with stdout and stderr as text. docker.client: the program."""
     base = subprocess.run([REPO / "tests/docker/base.sh"], check=False, capture_output=True, text=True)
     if base.returncode:
         pytest.skip(base.stderr.strip().splitlines()[-1])
@@ -33,20 +37,24 @@ def docker():
         assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
 
+    call.client = client
     return call
 
 
 @pytest.fixture(scope="module")
 def medical(docker, tmp_path_factory):
-    """The medical image, built from a copy of its folder in which lies what must stay outside."""
+    """The medical image, and the base that all others stand on, too."""
     docker(*BUILD, "--build-arg", "CUDA_IMAGE=finetune-test-cuda", "-t", BASE, REPO / "docker", check=True)
-    context = copy_context("medical", tmp_path_factory)
-    for planted in (".env", "weights.safetensors", "models/a/model.gguf", "data/a.csv", "outputs/run/run.json"):
-        (context / planted).parent.mkdir(parents=True, exist_ok=True)
-        (context / planted).write_text("HF_TOKEN=hf_planted\n")
-    (context / "infer.py").chmod(0o600)  # as on a machine with umask 077
-    docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", MEDICAL, context, check=True, timeout=1200)
-    return MEDICAL
+    return build(docker, "medical", tmp_path_factory)
+
+
+def build(docker, task, tmp_path_factory, lock="requirements.txt"):
+    """Builds a folder's image with the CPU pins in place of this lock -> its name."""
+    image = f"finetune-test-{task.replace('_', '-')}"
+    context = copy_context(task, tmp_path_factory, lock)
+    given = ["--build-arg", f"BASE_IMAGE={BASE}"] + (["--build-arg", f"LOCK={lock}"] if "cu128" in lock else [])
+    docker(*BUILD, *given, "-t", image, context, check=True, timeout=1200)
+    return image
 
 
 def only_in_full(whether=True):
@@ -55,14 +63,18 @@ def only_in_full(whether=True):
         pytest.skip("make test-docker builds this image")
 
 
-def copy_context(task, tmp_path_factory):
-    """A copy of a task's folder with the CPU pins as its requirements."""
+def copy_context(task, tmp_path_factory, lock):
+    """A copy of a task's folder with the CPU pins in its lock, and in it what must stay outside of an image."""
     context = tmp_path_factory.mktemp("context") / task
     shutil.copytree(REPO / task, context, ignore=shutil.ignore_patterns("__pycache__", "outputs", "models", "data"))
     pins = (REPO / "requirements-cpu.txt").read_text()
     if not os.environ.get("PIP_FIND_LINKS"):  # no torch wheel at hand: the CPU build's own index has it
         pins = f"--extra-index-url https://download.pytorch.org/whl/cpu\n{pins}"
-    (context / "requirements.txt").write_text(pins)
+    (context / lock).write_text(pins)
+    for planted in (".env", "weights.safetensors", "models/a/model.gguf", "data/a.csv", "outputs/run/run.json"):
+        (context / planted).parent.mkdir(parents=True, exist_ok=True)
+        (context / planted).write_text("HF_TOKEN=hf_planted\n")
+    (context / "data.py").chmod(0o600)  # as on a machine with umask 077
     return context
 
 
@@ -79,7 +91,7 @@ def models():
 @pytest.fixture
 def run(docker, medical):
     """Call as run([docker's arguments], *arguments after the image's name); there is no network inside."""
-    return lambda options, *arguments: docker("run", "--rm", "--network=none", *options, medical, *arguments)
+    return lambda options, *arguments: docker(*RUN, "--rm", *options, medical, *arguments)
 
 
 def mount(host, folder, mode="rw"):
@@ -92,24 +104,50 @@ def trained(docker, medical, models, tmp_path_factory):
     outputs = tmp_path_factory.mktemp("host") / "outputs"
     demo = ["train", "--demo", "--max_steps", "2", "--max_new_tokens", "16"]
     mounts = [mount(models, "models", "ro"), mount(outputs, "outputs")]
-    done = docker("run", "--rm", "--network=none", *mounts, medical, *demo)
+    done = docker(*RUN, "--rm", *mounts, medical, *demo)
     assert done.returncode == 0, done.stdout + done.stderr
     return outputs
 
 
-def test_image_runs_as_a_user_without_rights(docker, medical, run):
-    assert docker("image", "inspect", medical, "--format", "{{.Config.User}}").stdout.strip() == "1000:1000"
-    done = run([], "bash", "-c", "id -u; id -un; for d in /app /app/medical /opt/venv; do test -w $d || echo $d; done")
+def test_image_runs_as_a_user_without_rights(docker, medical):
+    script = "id -u; id -un; for d in /app /app/medical /opt/venv; do test -w $d || echo $d; done"
+    done = docker("run", "--rm", "--network=none", medical, "bash", "-c", script)  # not for want of a writable disk
     assert done.stdout.split() == ["1000", "app", "/app", "/app/medical", "/opt/venv"]
 
 
-def test_image_holds_no_weights_secrets_or_caches(run):
-    # Root may look everywhere. Two files of the image's own prove that the search finds what is there.
-    find = "find / -xdev -type f ( -name .env -o -name *.safetensors -o -name *.gguf -o -path /root/.cache/*"
-    find += " -o -path /app/medical/data/* -o -path /app/medical/outputs/* -o -path /app/medical/models/*"
-    find += " -o -name *.whl -not -path /wheels/* -not -path /usr/share/* -o -name train.py -path /app/* -o -name claim-mounts )"
-    found = run(["--user=0", "--entrypoint=/usr/bin/env"], *find.split()).stdout.split()
-    assert sorted(found) == ["/app/medical/train.py", "/usr/local/bin/claim-mounts"]
+def layers(docker, image):
+    """The files of every layer of an image, those that a later layer hides among them."""
+    files, size = [], 2**20
+    with (
+        subprocess.Popen([docker.client, "save", image], stdout=subprocess.PIPE) as save,
+        tarfile.open(fileobj=save.stdout, mode="r|", bufsize=size) as saved,
+    ):
+        for part in filter(tarfile.TarInfo.isreg, saved):
+            with (
+                contextlib.suppress(tarfile.ReadError),  # a manifest, which is no archive
+                tarfile.open(fileobj=saved.extractfile(part), mode="r|", bufsize=size) as layer,
+            ):
+                files += [f"/{each.name.removeprefix('./')}" for each in layer if not each.isdir()]
+    return files
+
+
+def check_contents(docker, image, task):
+    """An image's user, and that nothing planted, no secret, weight or cache is in a layer, the settings or the history."""
+    assert docker("image", "inspect", image, "--format", "{{.Config.User}}").stdout.strip() == "1000:1000"
+    files = layers(docker, image)
+    assert f"/app/{task}/common/paths.py" in files and "/usr/local/bin/claim-mounts" in files  # it does see them
+    # the stand-in base's own wheels, Debian's pip, and vl_insurance's miniature of a model
+    files = [each for each in files if not each.startswith(("/wheels/", "/usr/share/", f"/app/{task}/miniature/"))]
+    outside = tuple(f"/app/{task}/{folder}/" for folder in ("models", "data", "outputs"))
+    unwanted = [each for each in files if each.startswith(outside) or "/.cache/" in each or "/.env" in each]
+    unwanted += [each for each in files if each.endswith((".safetensors", ".gguf", ".whl"))]
+    assert unwanted == []
+    history = docker("history", "--no-trunc", image, check=True).stdout + docker("image", "inspect", image).stdout
+    assert "pip install --no-deps" in history and "hf_planted" not in history
+
+
+def test_image_holds_no_weights_secrets_or_caches(docker, medical):
+    check_contents(docker, medical, "medical")
 
 
 def test_demo_trains_into_a_folder_that_docker_made(trained, run):
@@ -200,14 +238,15 @@ def test_env_file_of_the_host_keeps_the_images_folders(run, tmp_path):
     env += "MEDICAL_DATA_DIR=/root/autodl-tmp/medical\nHF_ENDPOINT=x\n"
     (tmp_path / ".env").write_text(env, encoding="utf-8")
     names = "MODELS_DIR DATA_DIR OUTPUT_DIR HF_HOME MEDICAL_DATA_DIR HF_ENDPOINT"
-    done = run(["--env-file", tmp_path / ".env"], "bash", "-c", f"for name in {names}; do echo ${{!name-unset}}; done")
+    options = ["--env-file", tmp_path / ".env", mount(tmp_path / "models", "models")]
+    done = run(options, "bash", "-c", f"for name in {names}; do echo ${{!name-unset}}; done")
     folders = ["/workspace/models", "/workspace/data", "/workspace/outputs", "/workspace/models/.hf"]
     assert done.stdout.split() == [*folders, "unset", "x"]
 
 
 def test_docker_stop_ends_training_before_its_first_step(docker, medical, models, tmp_path):
     mounts = [mount(models, "models", "ro"), mount(tmp_path / "outputs", "outputs")]
-    container = docker("run", "-d", "--network=none", *mounts, medical, "train", "--demo", check=True).stdout.strip()
+    container = docker(*RUN, "-d", *mounts, medical, "train", "--demo", check=True).stdout.strip()
     try:
         time.sleep(2)  # by now Python imports; process 1 would not hear a SIGTERM
         start = time.monotonic()
@@ -216,6 +255,82 @@ def test_docker_stop_ends_training_before_its_first_step(docker, medical, models
         assert docker("inspect", container, "--format", "{{.State.ExitCode}}").stdout.strip() == "143"
     finally:
         docker("rm", "-f", container)
+
+
+def test_docker_stop_leaves_a_checkpoint_that_the_same_command_goes_on_from(docker, medical, models, tmp_path):
+    mounts = [mount(models, "models", "ro"), mount(tmp_path / "outputs", "outputs")]
+    flags = {"max_steps": 16, "save_steps": 100, "eval_steps": 100, "eval_rows": 4, "max_new_tokens": 4}
+    demo = ["--demo", *(f"--{name}={value}" for name, value in flags.items())]
+    container = docker(*RUN, "-d", *mounts, medical, *demo, check=True).stdout.strip()
+    try:
+        deadline = time.monotonic() + 300
+        while not [log for log in (tmp_path / "outputs").glob("medical/*/metrics.jsonl") if log.read_text().strip()]:
+            assert time.monotonic() < deadline, docker("logs", container)
+            time.sleep(0.2)
+        docker("stop", "--time=120", container, check=True)
+        assert docker("inspect", container, "--format", "{{.State.ExitCode}}").stdout.strip() == "143"
+    finally:
+        docker("rm", "-f", container)
+    [checkpoint] = (tmp_path / "outputs").glob("medical/*/checkpoint-*")
+    done = docker(*RUN, "--rm", *mounts, medical, *demo)
+    assert f"this data goes on from {checkpoint.name}" in done.stdout, done.stdout + done.stderr
+    assert (checkpoint.parent / "adapter_model.safetensors").is_file() and done.returncode == 0
+
+
+@pytest.fixture
+def with_driver(docker, medical, tmp_path):
+    """Call as with_driver(driver, torch's CUDA, *arguments): the image with an nvidia-smi that tells of this driver."""
+    find = "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])"
+    torch = docker("run", "--rm", medical, "python", "-c", find, check=True).stdout.strip()
+
+    def run(driver, cuda, *arguments, options=()):
+        doctors = f"case $1 in *name*) echo NVIDIA L4, {driver}, 23034, 22500, 8.9; exit ;; esac"
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{doctors}\necho {driver}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        (tmp_path / "version.py").write_text(f"from typing import Optional\ncuda: Optional[str] = '{cuda}'\n")
+        there = {"nvidia-smi": "/usr/local/bin/nvidia-smi", "version.py": f"{torch}/version.py"}
+        mounts = [f"-v{tmp_path / name}:{place}:ro" for name, place in there.items()]
+        return docker(*RUN, "--rm", *mounts, *options, medical, *arguments)
+
+    return run
+
+
+UPDATE = "Update it, or take a machine with a newer one."
+OTHER = "Take medical-train:cu128 (make image TASK=medical CUDA=12.8), or a newer driver."
+
+
+@pytest.mark.parametrize(
+    "driver, cuda, said",
+    [
+        ("570.86.10", "13.0", f"this image, for CUDA 13.0, needs 580 or newer. {OTHER}"),
+        ("470.256.02", "13.0", f"this image, for CUDA 13.0, needs 580 or newer. {UPDATE}"),
+        ("470.256.02", "12.8", f"this image, for CUDA 12.8, needs 525 or newer. {UPDATE}"),
+        ("580.65.06", "13.0", None),
+        ("570.86.10", "12.8", None),
+        ("NVIDIA-SMI has failed", "13.0", None),  # torch says more about that
+    ],
+)
+def test_a_driver_that_is_too_old_ends_the_run_and_the_other_tag_is_named(with_driver, driver, cuda, said):
+    for verb in ([], ["--demo"], ["infer", "--question", "?"]):
+        done = with_driver(driver, cuda, *verb)
+        assert done.returncode == 1
+        if said:
+            assert done.stderr == f"The driver here is {driver}; {said}\n"
+        else:
+            assert done.stderr.startswith("/workspace/models is not mounted")  # the next check's word
+
+
+def test_an_old_driver_is_in_nobodys_way_who_does_not_train(with_driver):
+    assert with_driver("570.86.10", "13.0", "bash", "-c", "echo in").stdout == "in\n"
+    assert "--max_steps" in with_driver("570.86.10", "13.0", "train", "--help").stdout
+    assert "make image TASK=medical CUDA=12.8" in with_driver("570.86.10", "13.0", "doctor", "--offline").stdout
+
+
+def test_an_old_driver_with_nvidias_compatibility_libraries_will_do(with_driver):
+    for version, said in (13000, "/workspace/models is not mounted"), (12080, "The driver here is 570.86.10"):
+        libcuda = f"int cuDriverGetVersion(int *version) {{ *version = {version}; return 0; }}"
+        script = f"echo '{libcuda}' | gcc -shared -x c - -o /tmp/libcuda.so.1; LD_LIBRARY_PATH=/tmp entrypoint.sh train"
+        assert with_driver("570.86.10", "13.0", "bash", "-c", script).stderr.startswith(said)
 
 
 DEMOS = ["image_svd", "als_movielens", "lora_lowrank --steps 1 --ranks 1 --lora_ranks 1"]
@@ -233,24 +348,25 @@ OTHERS = {  # flags that make a demo a matter of seconds; rlhf_ppo's is a chain 
 def test_every_other_folder_is_an_image_too(docker, medical, models, task, tmp_path, tmp_path_factory):
     """Built from its folder alone, it trains its demo with no network. (medical stands for the base being there.)"""
     only_in_full(task not in ("alpaca", "domain_mix"))
-    image = f"finetune-test-{task.replace('_', '-')}"
-    context = copy_context(task, tmp_path_factory)
-    docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", image, context, check=True, timeout=1200)
+    # alpaca's is built from its other lock, as every image for CUDA 12.8 is.
+    image = build(docker, task, tmp_path_factory, "requirements-cu128.txt" if task == "alpaca" else "requirements.txt")
+    check_contents(docker, image, task)
+    unknown = docker(*RUN, "--rm", image, "trian")
+    assert unknown.returncode == 2 and unknown.stderr.endswith(" doctor bash python\n") and " infer " in unknown.stderr
+    assert "no nvidia-smi here" in docker(*RUN, "--rm", image, "doctor", "--lang", "en", "--offline").stdout
     outputs = tmp_path / "outputs"
     mounts = [mount(models, "models", "ro"), mount(outputs, "outputs")]
-    demo = ["--demo", *OTHERS[task].split()]
-    done = docker("run", "--rm", "--network=none", *mounts, image, *demo)
+    done = docker(*RUN, "--rm", *mounts, image, "--demo", *OTHERS[task].split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(outputs.glob(f"{task}/**/adapter_model.safetensors"))
 
 
 def test_math_demos_image_draws_its_figures(docker, medical, models, tmp_path, tmp_path_factory):
     only_in_full()
-    image, outputs = "finetune-test-math-demos", tmp_path / "outputs"
-    context = copy_context("math_demos", tmp_path_factory)
-    docker(*BUILD, "--build-arg", f"BASE_IMAGE={BASE}", "-t", image, context, check=True, timeout=1200)
+    image, outputs = build(docker, "math_demos", tmp_path_factory), tmp_path / "outputs"
+    check_contents(docker, image, "math_demos")
     mounts = [mount(models, "models", "ro"), mount(outputs, "outputs")]
     for demo in DEMOS:
-        done = docker("run", "--rm", "--network=none", *mounts, image, *demo.split())
+        done = docker(*RUN, "--rm", *mounts, image, *demo.split())
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((outputs / "math_demos").glob("*.png"))) == len(DEMOS)
