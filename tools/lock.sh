@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Writes the lock files: requirements-cpu.txt for laptops and tests, TASK/requirements.txt (with hashes) for GPUs, and
-# TASK/requirements-cu128.txt, for drivers before 580, where the task has one.
+# TASK/requirements-cu128.txt, for drivers before 580, and TASK/requirements-vllm.txt, with vLLM, where the task has them.
 set -euo pipefail
 uv() { .venv/bin/python -m uv "$@"; }
 [ -x .venv/bin/pip ] || python3 -m venv .venv
@@ -24,5 +24,8 @@ for task in "$@"; do
   lock "$task/requirements.txt" "CUDA 13 (driver 580 or newer)" <"$task/requirements.in"
   if [ -f "$task/requirements-cu128.txt" ]; then  # torch 2.11's ordinary wheel is built for CUDA 13, 2.10's for 12.8
     sed 's/^torch==.*/torch==2.10.0/' "$task/requirements.in" | lock "$task/requirements-cu128.txt" "CUDA 12.8 (driver 525 or newer)"
+  fi
+  if [ -f "$task/requirements-vllm.txt" ]; then
+    { cat "$task/requirements.in"; echo vllm==0.26.0; } | lock "$task/requirements-vllm.txt" "CUDA 13 (driver 580 or newer), with vLLM"
   fi
 done
