@@ -4,6 +4,9 @@ import math
 
 from common import decoding, fast, models
 
+TOKENS = 4096  # of a batch that is measured, padding too, or one row: 1.2 GB of logits for Qwen's 152,000 words
+CHUNK = 1024  # tokens whose logits exist in float32 at a time: 0.6 GB
+
 
 def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict:
     """Loss and perplexity over the supervised tokens of a tokenized dataset (columns input_ids, labels).
@@ -15,8 +18,12 @@ def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict
     from torch.nn.utils.rnn import pad_sequence
     from tqdm import tqdm
 
-    order = sorted(range(len(dataset)), key=lambda i: len(dataset[i]["input_ids"]), reverse=True)
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    lengths = [len(row["input_ids"]) for row in dataset]
+    batches, order = [], sorted(range(len(dataset)), key=lengths.__getitem__, reverse=True)
+    while order:  # fewer rows where they are long: a token's logits are as large as a hundred of its hidden states
+        count = max(1, min(batch_size, TOKENS // lengths[order[0]]))
+        batches.append(order[:count])
+        order = order[count:]
     total, count = 0.0, 0
     training = model.training
     model.eval()
@@ -27,10 +34,12 @@ def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict
             labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], True, -100).to(model.device)
             mask = pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], True, 0)
             logits = model(input_ids=ids, attention_mask=mask.to(model.device)).logits[:, :-1]
-            counted = labels[:, 1:] != -100  # logits at t are about the token at t + 1
-            # Selecting first keeps the float32 copy small: a prompt's logits are never needed.
-            total += cross_entropy(logits[counted].float(), labels[:, 1:][counted].long(), reduction="sum").item()
-            count += int(counted.sum())
+            labels = labels[:, 1:].flatten()  # logits at t are about the token at t + 1
+            places = (labels != -100).nonzero()[:, 0]  # a prompt's logits are never needed
+            for part in places.split(CHUNK):  # in float32 a piece at a time
+                row, column = part // logits.shape[1], part % logits.shape[1]
+                total += cross_entropy(logits[row, column].float(), labels[part].long(), reduction="sum").item()
+            count += len(places)
     model.train(training)
     return {"loss": total / count, "perplexity": math.exp(total / count), "tokens": count, "rows": len(dataset)}
 

@@ -147,11 +147,14 @@ def test_the_plan_is_said_with_its_cost(tmp_path, capsys):
     assert "days on any card. --max_steps 2000: 4,000 rows" in said
 
 
-def test_heldout_loss_is_token_weighted_and_sees_only_labels(tiny_model):
-    """Against the definition: -log p of each labelled token, one row at a time, no padding."""
+@pytest.mark.parametrize(("tokens", "chunk"), [(4096, 1024), (4, 2)])
+def test_heldout_loss_is_token_weighted_and_sees_only_labels(tiny_model, monkeypatch, tokens, chunk):
+    """Against the definition: -log p of each labelled token, one row at a time, no padding; however it is cut."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    monkeypatch.setattr(evaluation, "TOKENS", tokens)
+    monkeypatch.setattr(evaluation, "CHUNK", chunk)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     rows = dataset([5, 6, 7, 8, 9], [10, 11], [12, 13, 14])
     total, count = 0.0, 0
