@@ -1,8 +1,8 @@
 """Measure a run on held-out photos: which facts the base and the tuned model read, and whether they look at all.
 
 The same file and the same seed give the same held-out photos as in training; other ones than the run's are refused.
-Three columns: base; tuned; tuned, but each question with another row's photo, which must collapse: what is left there is
-guessed from habit and not read. Results: metrics.json, predictions.jsonl, report.html.
+Three columns: base (asked the run's --base_prompt, if it had one); tuned; tuned, but each question with another row's photo,
+which must collapse: what is left there is guessed from habit and not read. Results: metrics.json, predictions.jsonl, report.html.
 
 Newest run:       python evaluate.py
 Other photos:     python evaluate.py --data test/qwen-vl-train.xlsx --all      none of them may be from training
@@ -190,12 +190,14 @@ def main(argv=None):
     paths, prompts = [row["image"] for row in rows], [row["prompt"] for row in rows]
     ways = {"base": paths} if args.base else {}
     ways |= {"tuned": paths, "other's photo": exchanged(rows, args.seed or 42)}
+    own = read_record(adapter).get("arguments", {}).get("base_prompt")
     said, scores = {}, {}
     for name, order in ways.items():
+        asked = [own] * len(rows) if name == "base" and own else prompts
         with model.disable_adapter() if name == "base" else contextlib.nullcontext():
             pictures = [lambda path=path: load_image(path) for path in order]
             said[name] = answers(
-                model, processor, pictures, prompts, args.max_new_tokens, args.batch_size, model_args.backend
+                model, processor, pictures, asked, args.max_new_tokens, args.batch_size, model_args.backend
             )
         scores[name] = score([parse_answer(text) for text in said[name]], truth)
     scores |= trivial(truth)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.cli import arg, parse
 from common.models import ModelArgs
-from common.runs import latest_adapter, replace_text
+from common.runs import latest_adapter, read_record, replace_text
 from data import FORMATS, BadPicture, find_picture, load_image
 from fields import parse as parse_answer
 from model import answers, load_adapter
@@ -78,13 +78,14 @@ def main(argv=None):
     adapter = Path(args.adapter) if args.adapter else latest_adapter()
     model, processor = load_adapter(adapter, model_args, args.max_pixels)
     prompt = args.prompt or question_of(adapter)
+    own = read_record(adapter).get("arguments", {}).get("base_prompt")  # the base may know no other question
     if not args.json:
         print(f"adapter: {adapter}\n{prompt}")
     said = {}
     for name in ("base", "tuned") if args.compare else ("tuned",):
         with model.disable_adapter() if name == "base" else contextlib.nullcontext():
             pictures = [lambda file=file: load_image(file) for file in files]
-            prompts = [prompt] * len(files)
+            prompts = [own if name == "base" and own and not args.prompt else prompt] * len(files)
             said[name] = answers(
                 model, processor, pictures, prompts, args.max_new_tokens, args.batch_size, model_args.backend
             )

@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from windows import attend_at_once
+
 from common.cli import arg
 from common.models import ModelArgs, choose_quantization, find_model, has_bf16, import_backend, load_tokenizer
 from common.paths import resolve_model
@@ -13,8 +15,7 @@ from data import conversation
 from fields import as_course, as_json
 
 HERE = Path(__file__).resolve().parent
-MINIATURE = HERE / "miniature"  # a small reader made by pretrain.py, where there is one
-RANDOM = "demo/vl-random"  # the same kind with random weights, made on the spot
+MINIATURE = HERE / "miniature"  # a small reader, made by pretrain.py
 MIN_PIXELS = 56 * 56
 WINDOW_PIXELS = 336 * 168  # render.py's pictures as they are
 
@@ -108,17 +109,18 @@ def load_base(path, backend, four_bit, dtype, max_length):
         from unsloth import FastVisionModel
 
         options = dict(max_seq_length=max_length, dtype=dtype, load_in_4bit=four_bit)
-        return FastVisionModel.from_pretrained(str(path), **options)[0]
+        return attend_at_once(FastVisionModel.from_pretrained(str(path), **options)[0])
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    return AutoModelForImageTextToText.from_pretrained(
+    model = AutoModelForImageTextToText.from_pretrained(
         str(path),
         dtype=dtype,
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if four_bit else None,
         device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
         use_safetensors=True,
     )
+    return attend_at_once(model)
 
 
 def load_model(model_args, config, max_length):
@@ -241,11 +243,11 @@ def answers(model, processor, pictures, prompts, max_new_tokens=200, batch_size=
 # -- the miniature
 
 SHAPES = {
-    # 1.8 million parameters with random weights: for tests, and for the demo where no reader was made.
+    # 1.8 million parameters: for tests.
     "tiny": dict(text=dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
                            num_key_value_heads=2),
                  vision=dict(hidden_size=128, intermediate_size=256, depth=4, num_heads=4)),
-    # 7.8 million: learns to read in minutes on a GPU (pretrain.py), 16 MB in bfloat16.
+    # 7.9 million: learns to read in minutes on a GPU (pretrain.py), 16 MB in bfloat16.
     "reader": dict(text=dict(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
                              num_key_value_heads=4),
                    vision=dict(hidden_size=256, intermediate_size=640, depth=4, num_heads=8)),
@@ -298,12 +300,8 @@ def miniature_tokenizer():
     return tokenizer
 
 
-def build_miniature(folder, shape="tiny", seed=0, loud=1.0):
-    """A Qwen2.5-VL with random weights, and its processor, in `folder`. Needs no network. Returns the folder.
-
-    loud: factor on the embeddings, which are the output layer, too. LoRA leaves them frozen, and at their usual size of
-    0.02 no hidden state could give one token more than 2% of the probability: all answers right, the loss still 3.7.
-    """
+def build_miniature(folder, shape="tiny", seed=0):
+    """A Qwen2.5-VL with random weights, and its processor, in `folder`. Needs no network. Returns the folder."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -335,7 +333,6 @@ def build_miniature(folder, shape="tiny", seed=0, loud=1.0):
     )
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config)
-    model.get_input_embeddings().weight.data *= loud
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     model.save_pretrained(folder)
@@ -344,12 +341,3 @@ def build_miniature(folder, shape="tiny", seed=0, loud=1.0):
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes 0600, and a container runs as another user
     return folder
-
-
-def demo_model(name):
-    """Make the miniature with random weights where --model asks for it by name and it is not there yet."""
-    from common.paths import models_dir
-
-    if name == RANDOM and not (models_dir() / RANDOM / "config.json").is_file():
-        models_dir().mkdir(parents=True, exist_ok=True)
-        build_miniature(models_dir() / RANDOM, loud=10.0)

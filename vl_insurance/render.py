@@ -48,6 +48,9 @@ COLOURS = (
 )
 
 
+GLYPHS = "0123456789-:PRNDkmilesKMIODph/HC°"  # every character that is drawn
+
+
 def random_facts(rng):
     """The facts of one dashboard; each but the mileage is missing from one picture in eight."""
     digits = rng.choice((3, 4, 5, 5, 6, 6, 6))
@@ -63,11 +66,18 @@ def random_facts(rng):
 
 def dashboard(rng, split="train", difficulty=1.0):
     """One picture. rng: a random.Random. Returns (PIL RGB image of WIDTH x HEIGHT, facts, kind of odometer)."""
+    picture, _, facts, kind = dashboard_and_glyphs(rng, split, difficulty)
+    return picture, facts, kind
+
+
+def dashboard_and_glyphs(rng, split="train", difficulty=1.0):
+    """The same with a map of what stands where, second: an L image whose pixels are 0, or 1 + the place in GLYPHS of the
+    character in whose box they lie. Everything below is drawn twice, as picture and as map."""
     from PIL import Image
 
     facts = random_facts(rng)
     near, far, ink = rng.choice(COLOURS)
-    picture = _background(rng, near, far)
+    picture, glyphs = _background(rng, near, far), Image.new("L", (WIDTH, HEIGHT))
     kind = rng.choice(("lcd", "seven", "drum"))
     face, label = rng.choice(FONTS[split]), rng.choice(("DejaVuSans", "DejaVuSans-Bold"))
     thick = rng.choice((0, 0, 1, 2))
@@ -88,7 +98,7 @@ def dashboard(rng, split="train", difficulty=1.0):
         left = 0.0
         for each, share in zip(row, shares, strict=True):
             wide = WIDTH * share / sum(shares)
-            element = _element(rng, each, facts, pen, label, kind, face, ink, near)
+            element, names = _element(rng, each, facts, pen, label, kind, face, ink, near)
             # As large as it fits, at most 40 pixels; a digit under 14 would be smaller than one patch of the encoder.
             scale = min((wide - 12) / (element.width * stretch), min(tall - 8, 48) / element.height)
             scale *= rng.uniform(0.8, 1.0) if scale * element.height > 24 else 1.0
@@ -97,8 +107,10 @@ def dashboard(rng, split="train", difficulty=1.0):
             x = left + 5 + rng.random() * max(0, wide - 10 - size[0])
             y = tall * number + 3 + rng.random() * max(0, tall - 6 - size[1])
             picture.paste(element, (round(x), round(y)), element)
+            glyphs.paste(names.resize(size, Image.Resampling.NEAREST), (round(x), round(y)))
             left += wide
-    return degrade(rng, picture, difficulty), facts, kind
+    picture, glyphs = degrade(rng, picture, difficulty, glyphs)
+    return picture, glyphs, facts, kind
 
 
 def _background(rng, near, far):
@@ -123,7 +135,7 @@ def _background(rng, near, far):
 
 
 def _element(rng, letter, facts, pen, label, kind, face, ink, near):
-    """One reading with its unit, as an RGBA picture with digits about 40 pixels high."""
+    """One reading with its unit, with digits about 40 pixels high: an RGBA picture and its map."""
     write = functools.partial(_text, face=label)
     if letter == "m":
         unit = write(rng.choice(("km", "KM")) if facts["unit"] == "km" else rng.choice(("mi", "MI", "miles")))
@@ -154,14 +166,25 @@ def _font(face, size):
 
 @functools.lru_cache(4096)
 def _text(text, face, thick=0):
-    """A text as a mask about 40 pixels high, cut to its ink; figures of all texts sit on one line by their own height."""
+    """A text as a mask about 40 pixels high, cut to its ink, and its map."""
     from PIL import Image, ImageDraw
 
     font = _font(face, 52)
     box = font.getbbox(text, stroke_width=thick)
     mask = Image.new("L", (math.ceil(box[2] - box[0]) + 2, math.ceil(box[3] - box[1]) + 2))
     ImageDraw.Draw(mask).text((1 - box[0], 1 - box[1]), text, font=font, fill=255, stroke_width=thick)
-    return mask
+    return mask, _map(mask.size, text, [1 - box[0] + font.getlength(text[:n]) for n in range(len(text))])
+
+
+def _map(size, text, starts):
+    """The map of a line of text whose characters begin at these x: each is a box as high as the line."""
+    from PIL import Image, ImageDraw
+
+    made = Image.new("L", size)
+    draw = ImageDraw.Draw(made)
+    for character, left, right in zip(text, starts, [*starts[1:], size[0]], strict=True):
+        draw.rectangle((round(left), 0, round(right) - 1, size[1]), fill=1 + GLYPHS.index(character))
+    return made
 
 
 def _segment_shape(rng, split):
@@ -171,7 +194,7 @@ def _segment_shape(rng, split):
 
 @functools.lru_cache(4096)
 def _seven(text, stroke, slant, pointed):
-    """A number in seven-segment digits as a mask 42 pixels high."""
+    """A number in seven-segment digits as a mask 42 pixels high, and its map."""
     from PIL import Image, ImageDraw
 
     wide, tall, gap = 22, 40, 8
@@ -196,7 +219,9 @@ def _seven(text, stroke, slant, pointed):
         mask = mask.transform(
             mask.size, Image.Transform.AFFINE, (1, slant, -slant * tall / 2, 0, 1, 0), Image.Resampling.BILINEAR
         )
-    return mask.crop(mask.getbbox())
+    box = mask.getbbox()
+    places = [place * (wide + gap) - gap // 2 - box[0] for place in range(len(text))]
+    return mask.crop(box), _map((box[2] - box[0], box[3] - box[1]), text, places)
 
 
 def _drum(rng, mileage, face):
@@ -213,48 +238,54 @@ def _drum(rng, mileage, face):
         back, front = ((225, 222, 215), (150, 20, 20)) if last and place == len(text) - 1 else (paper, ink)
         x = 3 + place * 34
         draw.rectangle((x, 3, x + 30, 50), fill=back)
-        mask = _text(digit, face)
+        mask, _ = _text(digit, face)
         # The wheel's curve: seen from the front, its upper and lower edge are dark.
         wheels.paste(front, (x + 15 - mask.width // 2, 27 - mask.height // 2 + rng.randrange(-3, 4)), mask)
         draw.rectangle((x, 3, x + 30, 5), fill=tuple(c // 2 for c in back))
         draw.rectangle((x, 48, x + 30, 50), fill=tuple(c // 2 for c in back))
-    return wheels
+    return wheels, _map(wheels.size, text, [3 + place * 34 for place in range(len(text))])
 
 
-def _coloured(mask, ink):
+def _coloured(part, ink):
     from PIL import Image
 
+    mask, names = part
     made = Image.new("RGBA", mask.size, (*ink, 0))
     made.putalpha(mask)
-    return made
+    return made, names
 
 
-def _smaller(mask, factor):
+def _smaller(part, factor):
     """A label: smaller than the digits, but never so small that it cannot be read."""
     from PIL import Image
 
-    return mask.resize(
-        (max(2, round(mask.width * factor)), max(2, round(mask.height * factor))), Image.Resampling.BILINEAR
-    )
+    mask, names = part
+    size = max(2, round(mask.width * factor)), max(2, round(mask.height * factor))
+    return mask.resize(size, Image.Resampling.BILINEAR), names.resize(size, Image.Resampling.NEAREST)
 
 
 def _beside(parts, gap):
-    """Pictures side by side on a common bottom line."""
+    """Pictures side by side on a common bottom line, and their maps."""
     from PIL import Image
 
-    tall = max(part.height for part in parts)
-    row = Image.new("RGBA", (sum(part.width for part in parts) + gap * (len(parts) - 1), tall), (0, 0, 0, 0))
+    size = sum(part.width for part, _ in parts) + gap * (len(parts) - 1), max(part.height for part, _ in parts)
+    row, row_names = Image.new("RGBA", size, (0, 0, 0, 0)), Image.new("L", size)
     x = 0
-    for part in parts:
-        row.paste(part, (x, (tall - part.height) // (2 if part.height < 6 else 1)), part)
+    for part, names in parts:
+        corner = x, (size[1] - part.height) // (2 if part.height < 6 else 1)
+        row.paste(part, corner, part)
+        row_names.paste(names, corner)
         x += part.width + gap
-    return row
+    return row, row_names
 
 
-def degrade(rng, picture, difficulty):
-    """What a phone's photo does: tilt, blur, glare, exposure, noise, JPEG. difficulty 0: nothing; 1: all of it."""
+def degrade(rng, picture, difficulty, glyphs):
+    """What a phone's photo does: tilt, blur, glare, exposure, noise, JPEG. difficulty 0: nothing; 1: all of it.
+
+    The map `glyphs` is tilted with the picture. Returns both.
+    """
     if difficulty <= 0:
-        return picture
+        return picture, glyphs
     import numpy
     from PIL import Image, ImageFilter
 
@@ -267,6 +298,7 @@ def degrade(rng, picture, difficulty):
         (ax, ay), (bx, by), (cx, cy), (dx, dy) = corner
         quad = (ax, ay, bx, HEIGHT + by, WIDTH + cx, HEIGHT + cy, WIDTH + dx, dy)
         picture = picture.transform(picture.size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
+        glyphs = glyphs.transform(glyphs.size, Image.Transform.QUAD, quad, Image.Resampling.NEAREST)
     if rng.random() < 0.6:
         picture = picture.filter(ImageFilter.GaussianBlur(amount(0.9)))
     pixels = numpy.asarray(picture, dtype=numpy.float32)
@@ -284,7 +316,7 @@ def degrade(rng, picture, difficulty):
         packed = io.BytesIO()
         picture.save(packed, "JPEG", quality=rng.randrange(95 - round(55 * difficulty), 96))
         picture = Image.open(packed).convert("RGB")
-    return picture
+    return picture, glyphs
 
 
 def write(folder, count, split="train", seed=0, difficulty=1.0):

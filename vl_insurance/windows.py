@@ -1,0 +1,54 @@
+"""Attention over all of the encoder's windows at once.
+
+Most blocks of Qwen2.5-VL's encoder attend within windows of 8 x 8 patches. Without the flash-attn package transformers goes
+through the windows in a Python loop: a photo of 1280 x 640 pixels has 72 of them, times 28 blocks, twice with gradient
+checkpointing, and the GPU waits for Python. Windows of equal size are one batch, and there are at most four sizes: whole ones
+and those at the edges. The numbers are the same (a test).
+"""
+
+import types
+
+
+def groups(cu_seqlens):
+    """Windows by size: a list of index tensors (windows, tokens), and where each token's result stands after them.
+
+    cu_seqlens: (windows + 1,), where each window starts and the last one ends. Kept on that tensor, since every block asks
+    and to answer makes the CPU wait for the GPU.
+    """
+    import torch
+
+    if not hasattr(cu_seqlens, "kept_groups"):
+        ends = cu_seqlens.tolist()
+        starts = {}
+        for start, end in zip(ends, ends[1:], strict=False):
+            starts.setdefault(end - start, []).append(start)
+        made = [
+            torch.tensor(each, device=cu_seqlens.device)[:, None] + torch.arange(size, device=cu_seqlens.device)
+            for size, each in starts.items()
+        ]
+        cu_seqlens.kept_groups = made, torch.argsort(torch.cat([each.flatten() for each in made]))
+    return cu_seqlens.kept_groups
+
+
+def attend(self, hidden_states, cu_seqlens, position_embeddings=None, **_):
+    """Qwen2_5_VLVisionAttention.forward: hidden_states (tokens, width) of all pictures, windows end to end."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+    length = len(hidden_states)
+    q, k, v = self.qkv(hidden_states).reshape(length, 3, self.num_heads, -1).unbind(1)
+    q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
+    windows, back = groups(cu_seqlens)
+    mixed = []
+    for index in windows:
+        part = [each[index].transpose(1, 2) for each in (q, k, v)]
+        mixed.append(scaled_dot_product_attention(*part, scale=self.scaling).transpose(1, 2).flatten(0, 1))
+    return self.proj(torch.cat(mixed)[back].reshape(length, -1))
+
+
+def attend_at_once(model):
+    """Give a Qwen2.5-VL's encoder this attention. Returns the model."""
+    for block in model.model.visual.blocks:
+        block.attn.forward = types.MethodType(attend, block.attn)
+    return model
