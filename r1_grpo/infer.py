@@ -102,7 +102,9 @@ def show(question, answers):
 def main(argv=None):
     args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
     if args.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise SystemExit("--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt.")
+        raise SystemExit(
+            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
+        )
     adapter = Path(args.adapter) if args.adapter else latest_adapter()
     if not (adapter / "adapter_config.json").is_file():
         raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")

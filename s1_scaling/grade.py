@@ -135,7 +135,9 @@ def main(argv=None):
     if not args.pool or not args.out:
         raise SystemExit("--pool FILE and --out FILE are needed: what is asked, and where the grades go.")
     if args.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise SystemExit("--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt.")
+        raise SystemExit(
+            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
+        )
     rows, report = clean(read_lines(args.pool), args.pool, ("question", "answer"))
     print(format_report(report))
     unique = list({key(row["question"]): row for row in rows}.values())[: args.limit]

@@ -82,7 +82,9 @@ def context_of(path):
 def main(argv=None):
     args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
     if args.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise SystemExit("--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt.")
+        raise SystemExit(
+            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
+        )
     effort = EFFORTS[args.effort]
     given = {name: getattr(args, name) for name in effort if getattr(args, name) is not None}
     budget = Budget(**effort | given, max_answer=args.max_answer)

@@ -34,7 +34,10 @@ def check(root):
             first, where = agreed.setdefault(name, (version, pins_file.relative_to(root)))
             if version != first:
                 problems.append(f"{pins_file.relative_to(root)}: {name}=={version}, but {where} has {first}")
-        for lock in [pins_file.with_suffix(".txt"), *(pins_file.with_name(f"requirements-{more}.txt") for more in ("cu128", "vllm"))]:
+        for lock in [
+            pins_file.with_suffix(".txt"),
+            *(pins_file.with_name(f"requirements-{more}.txt") for more in ("cu128", "vllm")),
+        ]:
             if lock.is_file():
                 problems += check_lock(root, lock.relative_to(root), pins)
     return problems
