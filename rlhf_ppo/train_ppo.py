@@ -44,6 +44,7 @@ from backbone import (
 )
 from common.cli import arg, parse
 from common.evaluation import generate
+from common.fast import fuse_lora
 from common.memory import estimate
 from common.paths import DEMO_MODEL
 from common.runs import peak_memory
@@ -208,6 +209,7 @@ class Backbone:
         for name, parameter in self.model.named_parameters():
             if ".value." in name:
                 parameter.data.copy_(self.model.get_parameter(name.replace(".value.", ".reward.")).data)
+        fuse_lora(self.model, mlp=False)  # half of the kernels; W x alone stays W x, so that KL is exactly 0 at first
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         named = list(self.model.named_parameters())

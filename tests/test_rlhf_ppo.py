@@ -183,17 +183,15 @@ def test_the_first_rollout_has_no_kl_and_ratios_of_one(rlhf, ppo, bf16):
 
 
 def test_ratio_is_not_one_with_dropout(rlhf, ppo):
-    """The test above can fail: dropout in the update, once B is no longer 0, moves the ratio."""
+    """The test above can fail: dropout in the update moves the ratio."""
     import torch
 
     backbone, optimizer, args = ppo(learning_rate=1e-2)
+    backbone.model.get_input_embeddings().register_forward_hook(
+        lambda module, _, states: torch.nn.functional.dropout(states, 0.1, module.training)
+    )
     roll = rlhf.train_ppo.rollout(backbone, TOKENS, some_prompts(12), args, 0.05)
-    rlhf.train_ppo.optimize(backbone, optimizer, roll, PAD, args, 1)
-    roll = rlhf.train_ppo.rollout(backbone, TOKENS, some_prompts(12), args, 0.05)
-    for module in backbone.model.modules():
-        if hasattr(module, "lora_dropout"):
-            module.lora_dropout["policy"] = torch.nn.Dropout(0.1)
-    assert rlhf.train_ppo.optimize(backbone, optimizer, roll, PAD, args, 2)["ratio_error"] > 1e-3
+    assert rlhf.train_ppo.optimize(backbone, optimizer, roll, PAD, args, 1)["ratio_error"] > 1e-3
 
 
 def test_pad_content_and_company_change_nothing(rlhf, ppo):

@@ -96,12 +96,14 @@ def use_packed_attention(model, backend: str):
     model.config._attn_implementation = ATTENTION
 
 
-def fuse_lora(model) -> int:
+def fuse_lora(model, mlp=True) -> int:
     """Let the LoRA layers of a PEFT model compute W x + s B A x in few passes. Returns how many layers were changed.
 
     PEFT casts x to the adapters' float32 and writes B A x, its multiple and the sum one after the other: at 7B more
     bytes than the frozen product itself moves. Here the thin product is added into the wide one's memory by its own
     matrix product. A gated MLP is one step that keeps less for the backward pass. Parameters and files stay PEFT's.
+    Whichever adapter is active counts, at each call. mlp=False leaves MLPs to transformers: then a model with adapters off,
+    or with B = 0, computes the same to the last bit.
     """
     from peft.tuners.lora import LoraLayer
     from torch import nn
@@ -111,7 +113,7 @@ def fuse_lora(model) -> int:
         if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Linear) and _plain(module):
             module.forward = functools.partial(_lora_forward, module, module.forward)
             changed += 1
-    for module in model.modules():
+    for module in model.modules() if mlp else ():
         fused = all(isinstance(getattr(part, "forward", None), functools.partial) for part in _parts(module))
         if fused and "SiLU" in type(module.act_fn).__name__:
             module.forward = functools.partial(_mlp_forward, module, module.forward)
