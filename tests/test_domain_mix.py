@@ -1,5 +1,6 @@
 """The mixed-corpus recipe: what goes into a mix and what does not, then train, evaluate, infer and chat as a user does."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -516,6 +517,9 @@ class Terminal:
             os.chdir(cwd)
             os.execvpe(command[0], command, environment | {"TERM": "dumb", "PYTHONUTF8": "1"})
         self.text = ""
+        self.decode = codecs.getincrementaldecoder("utf-8")(
+            "replace"
+        ).decode  # a read may end in the middle of a character
 
     def until(self, pattern, seconds=60):
         """What appeared up to and with `pattern`, a regular expression; the rest is kept for the next call."""
@@ -524,7 +528,7 @@ class Terminal:
             assert time.time() < end, f"no {pattern!r} in {self.text[-2000:]!r}"
             if select.select([self.fd], [], [], 0.2)[0]:
                 try:
-                    self.text += os.read(self.fd, 65536).decode("utf-8", "replace")
+                    self.text += self.decode(os.read(self.fd, 65536))
                 except OSError:  # the other side is closed
                     break
         assert found or re.search(pattern, self.text), self.text[-2000:]
