@@ -16,6 +16,7 @@ from common.cli import arg, parse
 from common.evaluation import generate
 from common.models import ModelArgs, load_adapter
 from common.runs import latest_adapter, replace_text
+from common.tables import text_lines
 from train import TEMPLATE, prompt_ids
 
 DEFAULTS = dict(
@@ -48,24 +49,6 @@ def sampling(args):
     return dict(temperature=args.temperature) if args.temperature else {}
 
 
-def read_questions(args):
-    """The questions of --file and the file for their answers. What can be wrong is said before a model is loaded."""
-    file = Path(args.file)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SystemExit(f"{file}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
-    except OSError as error:
-        raise SystemExit(f"{file}: {error.strerror}.") from None
-    questions = [line.strip() for line in text.splitlines() if line.strip()]
-    if not questions:
-        raise SystemExit(f"{file}: no question in it; expected one a line.")
-    out = Path(args.out or file.with_name(file.name + ".answers.jsonl"))
-    if out.exists():
-        raise SystemExit(f"{out} exists and is kept. Name another file with --out.")
-    return questions, out
-
-
 def answer_file(model, tokenizer, template, questions, out, args, backend):
     """Answer the questions in batches and write {question, answer} lines; nothing half-written is left behind."""
     prompts = prompt_ids(tokenizer, questions, template)
@@ -93,7 +76,7 @@ def chat(model, tokenizer, template, args, backend):
 
 def main(argv=None):
     args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
-    questions, out = read_questions(args) if args.file else (None, None)
+    questions, out = text_lines(args.file, args.out, "question") if args.file else (None, None)
     adapter = Path(args.adapter) if args.adapter else latest_adapter()
     saved = adapter / "prompt_template.txt"
     template = saved.read_text(encoding="utf-8") if saved.exists() else TEMPLATE

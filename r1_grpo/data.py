@@ -122,16 +122,9 @@ def check(row):
     if not isinstance(row, dict):
         return "wrong type", f"expected an object with question and answer, got {type(row).__name__}"
     for name in ("question", "answer"):
-        value = row.get(name)
-        if not isinstance(value, str):
-            return "missing", f"column {name}: {'not there' if name not in row else f'no text but {value!r}'}"
-        if not value.strip():
-            return "empty", f"column {name}: no text"
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            return "broken characters", f"column {name}: half of a surrogate pair"
-        if token := CONTROL_TOKEN.search(value):
+        if fault := tables.text_fault(row, name):
+            return fault
+        if token := CONTROL_TOKEN.search(row[name]):
             return "control token", f"column {name}: {token[0]}"
     if gold_of(row["answer"]) is None:
         return "no gold", f"column answer: expected one '#### number', it ends with {row['answer'].strip()[-30:]!r}"

@@ -7,7 +7,6 @@ Your own:      python infer.py --question "Ann has 12 eggs and uses 5. How many 
 With vLLM:     python infer.py --engine vllm     (read from vLLM's documentation, not run by us)
 """
 
-import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Literal
 
 from common.cli import arg, parse
 from common.evaluation import generate
-from common.models import ModelArgs, load_adapter, load_tokenizer
+from common.models import ModelArgs, load_adapter, load_tokenizer, need_vllm
 from common.paths import resolve_model
 from common.runs import latest_adapter
 from data import prompt_ids
@@ -101,10 +100,8 @@ def show(question, answers):
 
 def main(argv=None):
     args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
-    if args.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise SystemExit(
-            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
-        )
+    if args.engine == "vllm":
+        need_vllm()
     adapter = Path(args.adapter) if args.adapter else latest_adapter()
     if not (adapter / "adapter_config.json").is_file():
         raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")

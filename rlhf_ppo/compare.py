@@ -328,6 +328,7 @@ def main(argv=None) -> Path:
                 {"n": r["n"], "kl": r["kl"], "proxy": r["score"], "gold": r["other"]} for r in curve(scores, golds)
             ]
             del model
+        text = write()
         for method, seed, snapshots in train_policies(args, data, reward_folder):
             done = {row["update"] for row in rows if (row["method"], row["seed"]) == (method, seed)}
             model = judged() if done != {update for update, _ in snapshots} else None
@@ -343,8 +344,7 @@ def main(argv=None) -> Path:
                       f"gold {found['gold']:.2f}")  # fmt: skip
             del model
             free_memory()
-            write()  # after each run, so that what was measured is there to be looked at, and is kept
-        text = write()
+            text = write()  # after each run, so that what was measured is there to be looked at, and is kept
     held = reward["held_out"]
     print(f"\nreward model: accuracy {held['accuracy']:.2f} on {held['pairs']} held-out pairs\n{text}")
     return stage.folder

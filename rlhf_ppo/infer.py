@@ -24,6 +24,7 @@ from common.cli import arg, parse
 from common.models import load_tokenizer
 from common.paths import output_dir
 from common.runs import read_record, replace_text
+from common.tables import text_lines
 from data import prompt_ids
 from stage import flags, latest
 
@@ -72,30 +73,12 @@ def policies(args):
     return found, records[first]["arguments"]
 
 
-def read_prompts(args):
-    """The prompts and the file for their answers. What can be wrong is said before a model is loaded."""
-    if not args.file:
-        return [args.prompt or "Why do cats purr?"], None
-    file = Path(args.file)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SystemExit(f"{file}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
-    except OSError as error:
-        raise SystemExit(f"{file}: {error.strerror}.") from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise SystemExit(f"{file}: no prompt in it; expected one a line.")
-    out = Path(args.out or file.with_name(file.name + ".answers.jsonl"))
-    if out.exists():
-        raise SystemExit(f"{out} exists and is kept. Name another file with --out.")
-    return prompts, out
-
-
 def main(argv=None):
     args = parse(__file__, DEFAULTS, {}, (Args,), argv=argv)
     check_quantization(args)
-    texts, out = read_prompts(args)
+    texts, out = [args.prompt or "Why do cats purr?"], None
+    if args.file:
+        texts, out = text_lines(args.file, args.out, "prompt")
     found, trained = policies(args)
     path = sft_model(args.model or trained["model"])
     folder = args.reward or trained["reward"]

@@ -7,7 +7,6 @@ OUTPUT_DIR/rlhf_ppo/<stage>/<time>/run.json       arguments, versions, device, d
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -32,6 +31,7 @@ from common.runs import (
     peak_memory,
     read_record,
     replace_text,
+    take_lock,
     write_json,
 )
 from common.runs import NOT_IN_IDENTITY as OF_TRAINERS
@@ -93,7 +93,8 @@ class Stage:
                 print(f"{name}: finished before with these arguments and inputs: {folder}")
                 return
             complete = [each for each in checkpoints(folder) if (each / marker).is_file()] if marker else [folder]
-            if old["status"] != "finished" and complete and self._lock(folder):
+            if old["status"] != "finished" and complete and (lock := take_lock(folder)):
+                self.lock = lock
                 self.folder, self.checkpoint, self.record = folder, complete[-1], old | self.record
                 print(
                     f"{name}: {folder}\n      an unfinished run with these arguments goes on from {complete[-1].name}"
@@ -102,20 +103,12 @@ class Stage:
         self.folder = free_name(wanted or root / time.strftime("%Y%m%d-%H%M%S"))
         print(f"{name}: {self.folder}")
 
-    def _lock(self, folder):
-        self.lock = open(folder / ".lock", "w")  # noqa: SIM115 (held for the whole run)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it however the process ends
-            return True
-        except OSError:
-            return False
-
     def __enter__(self):
         import torch
 
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.checkpoint:
-            self._lock(self.folder)
+            self.lock = take_lock(self.folder)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
@@ -131,7 +124,8 @@ class Stage:
             print(f"saved: {self.folder}")
         else:
             self.note(stopped_by=f"{kind.__name__}: {error}"[:500])
-        self.lock.close()
+        if self.lock:
+            self.lock.close()
 
     def _on_signal(self, number, frame):
         if self.stop:

@@ -131,7 +131,7 @@ def classifier(path, args):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, set_seed
 
-    import_backend("hf")
+    import_backend("hf")  # before any model: it also chooses torch's attention
     set_seed(args.seed)  # head and LoRA's A are random
     dtype = compute_dtype(args)
     nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)

@@ -119,16 +119,9 @@ def check(row, needed=COLUMNS):
     if not isinstance(row, dict):
         return "wrong type", f"expected an object with {', '.join(needed)}, got {type(row).__name__}"
     for name in needed:
-        value = row.get(name)
-        if not isinstance(value, str):
-            return "missing", f"column {name}: {'not there' if name not in row else f'no text but {value!r}'}"
-        if not value.strip():
-            return "empty", f"column {name}: no text"
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            return "broken characters", f"column {name}: half of a surrogate pair"
-        if token := CONTROL_TOKEN.search(value):
+        if fault := tables.text_fault(row, name):
+            return fault
+        if token := CONTROL_TOKEN.search(row[name]):
             return "delimiter", f"column {name}: {token[0]}, which would end the thinking or the turn there"
     return None, None
 

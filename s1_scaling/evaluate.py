@@ -16,7 +16,6 @@ Three seeds:     python evaluate.py --merge DIR1/evaluation_results DIR2/evaluat
 """
 
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -27,7 +26,7 @@ from typing import Literal
 
 from budget import Budget, answer_of, check_context, force, hf_engine, marks, prompt_ids, vllm_engine
 from common.cli import arg, parse
-from common.models import ModelArgs, load_adapter, load_tokenizer
+from common.models import ModelArgs, load_adapter, load_tokenizer, need_vllm
 from common.paths import resolve_model
 from common.runs import latest_adapter, read_record, replace_text, write_json
 from data import clean, format_report, is_right, load, normalise, read_splits, short_answer
@@ -309,10 +308,8 @@ def main(argv=None):
         return merge(args.merge, Path(args.out or "."))
     for name in ("caps", "ignores", "votes"):
         numbers(getattr(args, name), name)
-    if args.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise SystemExit(
-            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
-        )
+    if args.engine == "vllm":
+        need_vllm()
     adapter = Path(args.adapter) if args.adapter else latest_adapter()
     if not (adapter / "adapter_config.json").is_file():
         raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")

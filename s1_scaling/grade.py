@@ -8,7 +8,6 @@ CPU:            python grade.py --pool sample/pool.jsonl --graders demo/SmolLM2-
 Then:           python data.py --select 1000 --pool DIR/pool.jsonl --grades DIR/grades.jsonl --out DIR
 """
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from common.models import (
     load_adapter,
     load_base,
     load_tokenizer,
+    need_vllm,
 )
 from common.paths import resolve_model
 from common.tables import read_lines
@@ -134,10 +134,8 @@ def main(argv=None):
     args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
     if not args.pool or not args.out:
         raise SystemExit("--pool FILE and --out FILE are needed: what is asked, and where the grades go.")
-    if args.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise SystemExit(
-            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
-        )
+    if args.engine == "vllm":
+        need_vllm()
     rows, report = clean(read_lines(args.pool), args.pool, ("question", "answer"))
     print(format_report(report))
     unique = list({key(row["question"]): row for row in rows}.values())[: args.limit]

@@ -7,7 +7,6 @@ By effort:       python infer.py --effort high
 With vLLM:       python infer.py --engine vllm     (read from vLLM's documentation, not run by us)
 """
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from budget import (
     vllm_engine,
 )
 from common.cli import arg, parse
-from common.models import ModelArgs, load_adapter, load_tokenizer
+from common.models import ModelArgs, load_adapter, load_tokenizer, need_vllm
 from common.paths import resolve_model
 from common.runs import latest_adapter
 
@@ -81,10 +80,8 @@ def context_of(path):
 
 def main(argv=None):
     args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
-    if args.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise SystemExit(
-            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
-        )
+    if args.engine == "vllm":
+        need_vllm()
     effort = EFFORTS[args.effort]
     given = {name: getattr(args, name) for name in effort if getattr(args, name) is not None}
     budget = Budget(**effort | given, max_answer=args.max_answer)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from windows import attend_at_once
 
+from common import models
 from common.cli import arg
-from common.models import ModelArgs, choose_quantization, find_model, has_bf16, import_backend, load_tokenizer
-from common.paths import resolve_model
+from common.models import ModelArgs, choose_quantization, find_model, import_backend, load_tokenizer
 from data import conversation
 from fields import as_course, as_json
 
@@ -166,29 +166,7 @@ def load_model(model_args, config, max_length):
 
 def load_adapter(adapter, model_args, max_pixels=None):
     """A base model with a trained adapter, for inference, and the adapter's processor with its pixel cap."""
-    import_backend(model_args.backend)  # before PEFT and transformers, which Unsloth patches
-    import torch
-    from peft import PeftModel
-
-    adapter = Path(adapter)
-    if not (adapter / "adapter_config.json").is_file():
-        raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
-    saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    path = resolve_model(model_args.model or saved["base_model_name_or_path"])
-    processor = load_processor(adapter, max_pixels)
-    four_bit = choose_quantization(model_args.quantization, path)
-    half = torch.float16 if torch.cuda.is_available() else torch.float32
-    dtype = torch.bfloat16 if has_bf16() else half
-    model = load_base(path, model_args.backend, four_bit, dtype, 4096)
-    try:
-        return PeftModel.from_pretrained(model, str(adapter)).eval(), processor
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise SystemExit(
-            f"{adapter} was not trained on {path.name}: their layers differ in size. Leave --model out; the adapter "
-            f"names its base, {saved['base_model_name_or_path']}."
-        ) from None
+    return models.load_adapter(adapter, model_args, 4096, load_base, lambda folder: load_processor(folder, max_pixels))
 
 
 @contextlib.contextmanager

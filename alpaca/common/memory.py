@@ -196,14 +196,12 @@ def tune(config, model_args, dataset):
     total = total if free > 0.9 * total else free  # the same choice each time, unless somebody else uses the card
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     fixed = _fixed(vars(config) | vars(model_args), "per_device_train_batch_size")
-    if "micro" in fixed:
-        pass  # as given, for each GPU
-    elif rows % config.world_size:
-        raise SystemExit(
-            f"{rows} rows a step cannot be split over {config.world_size} GPUs: take --auto false, and "
-            "--per_device_train_batch_size and --gradient_accumulation_steps count for each GPU."
-        )
-    else:
+    if "micro" not in fixed:  # else as given, for each GPU
+        if rows % config.world_size:
+            raise SystemExit(
+                f"{rows} rows a step cannot be split over {config.world_size} GPUs: take --auto false, and "
+                "--per_device_train_batch_size and --gradient_accumulation_steps count for each GPU."
+            )
         rows //= config.world_size
     packing = model_args.packing if "packing" in given else varlen_kernel() is not None
     choice = choose(

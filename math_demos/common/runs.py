@@ -96,17 +96,10 @@ class Run:
                 continue
             # The trainer writes this file last: where it can be read, the checkpoint was not cut off.
             complete = [each for each in checkpoints(folder) if read_record(each, "trainer_state.json")]
-            if complete and self._lock(folder):
+            if complete and (lock := take_lock(folder)):
+                self.lock = lock
                 return folder, complete[-1]
         return None
-
-    def _lock(self, folder):
-        self.lock = open(folder / ".lock", "w")  # noqa: SIM115 (held for the whole run)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it however the process ends
-            return True
-        except OSError:
-            return False
 
     def _print_plan(self):
         epochs = self.steps * self.rows_a_step / (self.rows * self.group)
@@ -131,7 +124,7 @@ class Run:
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.main and not self.checkpoint:
-            self._lock(self.folder)
+            self.lock = take_lock(self.folder)
         self.handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
         self.note(status="unfinished")
         return self
@@ -379,6 +372,17 @@ def replace_text(file: Path, text: str):
     new = file.with_name(f".{file.name}.new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, file)
+
+
+def take_lock(folder: Path):
+    """The open file that holds a run's folder for this process; None while another one holds it."""
+    file = open(folder / ".lock", "w")  # noqa: SIM115 (held for the whole run)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it however the process ends
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def free_name(folder) -> Path:

@@ -132,7 +132,8 @@ def decode(model, prompts, new, temperature, ends, pad, graph=True) -> list[list
 
     temperature 0 is greedy; above, the whole distribution softmax(logits / temperature) is sampled. The model is in
     eval mode. A recording serves every later batch of its shape, with the weights of that moment: it reads them where
-    they lie. Recordings live on the model, so they go when it does. The shape depends on this batch alone, so that a resumed run rounds, and draws, as an uninterrupted one.
+    they lie. Recordings live on the model, so they go when it does. The shape depends on this batch alone, so that a
+    resumed run rounds, and draws, as an uninterrupted one.
     """
     import torch
 

@@ -73,6 +73,14 @@ def sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
+def need_vllm():
+    """Stop where --engine vllm is asked for and vLLM is not there."""
+    if importlib.util.find_spec("vllm") is None:
+        raise SystemExit(
+            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
+        )
+
+
 def widen_adapters(model):
     """Adapters in 32 bits, whatever a trainer made of them: 16 bits lose small updates, and TRL's bf16 adapters cannot
     be scaled for fp16 on a T4. FSDP has a copy of its own."""
@@ -232,10 +240,11 @@ def load_model(model_args, config):
     return model
 
 
-def load_adapter(adapter: Path, model_args, max_length: int = 2048):
+def load_adapter(adapter: Path, model_args, max_length: int = 2048, load=load_base, read=load_tokenizer):
     """A base model with a trained adapter, for inference, and the adapter's tokenizer.
 
-    The base is --model if given, else the one named in adapter_config.json.
+    The base is --model if given, else the one named in adapter_config.json. load: as load_base, for another kind of model;
+    read: what is read from the adapter's folder and returned in the tokenizer's place.
     """
     import_backend(model_args.backend)  # before PEFT and transformers, which Unsloth patches
     import torch
@@ -246,11 +255,11 @@ def load_adapter(adapter: Path, model_args, max_length: int = 2048):
         raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
     saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     path = resolve_model(model_args.model or saved["base_model_name_or_path"])
-    tokenizer = load_tokenizer(adapter)
+    tokenizer = read(adapter)
     four_bit = choose_quantization(model_args.quantization, path)
     half = torch.float16 if torch.cuda.is_available() else torch.float32
     dtype = torch.bfloat16 if has_bf16() else half
-    model = load_base(path, model_args.backend, four_bit, dtype, max_length)
+    model = load(path, model_args.backend, four_bit, dtype, max_length)
     try:
         return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
     except RuntimeError as error:

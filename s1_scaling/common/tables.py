@@ -29,7 +29,10 @@ def read(source, what="rows"):
 
 def read_splits(source, config=None, needed=("train", "test")) -> dict:
     """{"train": rows, "test": rows}, whichever there are, of a folder with train* and test* files (JSON lines or Parquet),
-    of one such file, which is "train", or of a hub name. config: of the set on the hub. needed: of these one must be there at least."""
+    of one such file, which is "train", or of a hub name.
+
+    config: of the set on the hub. needed: of these splits one must be there at least.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         found = {}
@@ -62,6 +65,39 @@ def from_hub(source, suffixes, **options):
             f"{source}: no such file or folder here, and the hub did not give it: {reason}\n"
             "Check the name and the network, set HF_ENDPOINT to a mirror, or copy the data here and give --data PATH."
         ) from None
+
+
+def text_fault(row, name):
+    """(reason, what was found) where column `name` of a row holds no text that can be used, else None."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        return "missing", f"column {name}: {'not there' if name not in row else f'no text but {value!r}'}"
+    if not value.strip():
+        return "empty", f"column {name}: no text"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return "broken characters", f"column {name}: half of a surrogate pair"
+    return None
+
+
+def text_lines(file, out, what) -> tuple:
+    """The lines of a text file with questions (`what` they are), without empty ones, and the file for their answers: `out`,
+    or one beside it. What can be wrong is said before a model is loaded."""
+    file = Path(file)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{file}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+    except OSError as error:
+        raise SystemExit(f"{file}: {error.strerror}.") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise SystemExit(f"{file}: no {what} in it; expected one a line.")
+    out = Path(out or file.with_name(file.name + ".answers.jsonl"))
+    if out.exists():
+        raise SystemExit(f"{out} exists and is kept. Name another file with --out.")
+    return lines, out
 
 
 def read_lines(path) -> list:
