@@ -24,6 +24,7 @@ OPEN = "<|im_start|>think\n"
 ANSWER = "<|im_start|>answer\n"
 FORCED = "Final Answer:"
 WAIT = "Wait"
+PIECE = 128  # tokens that a batch writes before those that have ended leave it
 # The paper compares with "class-conditional" control: a short, middle or long class is asked for in words, and the
 # model may or may not comply. These are the same three classes as budgets, which it cannot exceed.
 EFFORTS = {
@@ -213,16 +214,21 @@ def hf_engine(model, tokenizer, backend="auto", batch_size=32, temperature=0.0, 
         return output[:, width:].tolist()
 
     def gen(prompts, max_new, min_new, stop):
-        made = [None] * len(prompts)
-        # The longest first: if memory is short, that shows at once.
-        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]), reverse=True)
+        made, live = [[] for _ in prompts], list(range(len(prompts)))
         with models.inference(model, backend), torch.no_grad():
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                write = by_steps if recorded else by_generate
-                rows = write([prompts[n] for n in batch], max(max_new[n] for n in batch), min_new, stop)
-                for n, row in zip(batch, rows, strict=True):
-                    made[n] = decoding.cut(row, stop)[: max_new[n]]
+            while live:
+                # The longest first: if memory is short, that shows at once.
+                live.sort(key=lambda n: len(prompts[n]) + len(made[n]), reverse=True)
+                for start in range(0, len(live), batch_size):
+                    batch = live[start : start + batch_size]
+                    left = [max_new[n] - len(made[n]) for n in batch]
+                    # A few texts spend the whole budget, most end early: after each piece only the rest goes on.
+                    most = min(max(left), PIECE) if recorded else max(left)
+                    write = by_steps if recorded else by_generate
+                    rows = write([prompts[n] + made[n] for n in batch], most, min_new, stop)
+                    for n, room, row in zip(batch, left, rows, strict=True):
+                        made[n] += decoding.cut(row, stop)[: min(most, room)]
+                live, min_new = [n for n in live if made[n][-1] not in stop and len(made[n]) < max_new[n]], 0
         return made
 
     return gen

@@ -501,6 +501,20 @@ def test_both_ways_of_the_engine_write_the_same(s1, tiny, tokenizer):
         assert one == other and len(one[1]) == 1 and len(one[2]) <= 7
 
 
+def test_in_pieces_the_texts_are_the_same_and_those_that_ended_leave(s1, tiny, tokenizer, monkeypatch):
+    prompts = s1.budget.prompt_ids(tokenizer, ["How many r in raspberry?", "Hi", "What is 1 + 1?"])
+    mark = stopping(s1, tiny, tokenizer, prompts[:1])
+    whole = s1.budget.hf_engine(tiny, tokenizer, "hf")(prompts, [20, 1, 11], 1, mark.stop)
+    from common import decoding
+
+    sizes, decode = [], decoding.decode
+    monkeypatch.setattr(s1.budget, "PIECE", 4)
+    monkeypatch.setattr(decoding, "decode", lambda model, p, *rest: sizes.append(len(p)) or decode(model, p, *rest))
+    pieces = s1.budget.hf_engine(tiny, tokenizer, "hf", graph=False)(prompts, [20, 1, 11], 1, mark.stop)
+    assert pieces == whole and max(map(len, whole)) > 4
+    assert sizes[0] == 3 and len(sizes) > 1 and max(sizes[1:]) < 3
+
+
 def test_sampling_differs_and_is_seeded(s1, tiny, tokenizer):
     import torch
 
