@@ -283,6 +283,17 @@ def merge(folders, out):
                 f"{kind}: scaling {mean(slopes):+.2f} points per 100 tokens ({min(slopes):+.2f} to {max(slopes):+.2f}), "
                 f"performance {mean(best):.1f}% ({min(best):.1f} to {max(best):.1f})"
             )
+    if "0 Waits" in names:
+        # The questions are the same in all of them: each brings its mean over the trainings.
+        over = [
+            [mean(each) for each in zip(*(r["runs"][n]["right"] for r in results), strict=True)]
+            for n in range(len(names))
+        ]
+        free = over[names.index("0 Waits")]
+        for name, rights in zip(names, over, strict=True):
+            if rights is not free:
+                low, high = bootstrap(free, rights, 42)
+                lines.append(f"{name:<14} against 0 Waits: {mean(rights) - mean(free):+.1%} [{low:+.1%}, {high:+.1%}]")
     print("\n".join(lines))
     replace_text(out / "merged.txt", "\n".join(lines) + "\n")
     draw([record["runs"] for record in results], out / "scaling.png", f"{len(folders)} trainings")
