@@ -353,15 +353,15 @@ def measure(args, folder):
 
 
 def speed_table(results):
-    """The newest measurement of each side and shape, with the ratio to TRL's peft mode."""
-    newest = {(row["shape"], row["side"]): row for row in results if row["shape"] != "score"}
-    lines = ["| shape | side | s an update | rollout (generation) | optimizer steps | tokens/s | peak GB | trained | time x | memory x |",
-             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for (shape, side), row in sorted(newest.items(), key=lambda item: (item[0][0], SIDES.index(item[0][1]))):
-        peer = newest.get((shape, "trl_peft"))
+    """The newest measurement of each shape, --micro and side, with the ratio to TRL's peft mode."""
+    newest = {(r["shape"], r["asked"]["micro"], r["side"]): r for r in results if r["shape"] != "score"}
+    lines = ["| shape | micro | side | s an update | rollout (generation) | optimizer steps | tokens/s | peak GB | trained | time x | memory x |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for (shape, micro, side), row in sorted(newest.items(), key=lambda item: (item[0][:2], SIDES.index(item[0][2]))):
+        peer = newest.get((shape, micro, "trl_peft"))
         ratios = [f"{row[n] / peer[n]:.2f}" if peer else "" for n in ("s_total", "peak_gb")]
         lines.append(
-            f"| {shape} | {side} | {row['s_total']:.2f} | {row['s_rollout']:.2f} ({row['s_generate']:.2f}) | {row['s_update']:.2f} "
+            f"| {shape} | {micro} | {side} | {row['s_total']:.2f} | {row['s_rollout']:.2f} ({row['s_generate']:.2f}) | {row['s_update']:.2f} "
             f"| {row['tokens_per_s']:,} | {row['peak_gb']:.2f} | {row['trained'] / 1e6:.1f} M | {ratios[0]} | {ratios[1]} |"
         )
     return "\n".join(lines)

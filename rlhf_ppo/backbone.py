@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import statistics
 import warnings
@@ -12,6 +13,7 @@ from typing import Literal
 
 from common.cli import arg
 from common.evaluation import generate
+from common.memory import fastest, needs, shape_of
 from common.models import choose_quantization, has_bf16, load_base, load_tokenizer
 from common.paths import resolve_model
 from data import rm_ids
@@ -316,3 +318,34 @@ def save_adapter(model, name, tokenizer, folder):
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     (folder / "adapter_model.safetensors").chmod(0o644)  # safetensors writes 0600, and a container runs as another user
     tokenizer.save_pretrained(folder)
+
+
+def update_needs(args, length, rows):
+    """What PPO's update takes with `rows` answers at once, as arguments of memory.needs. length: of prompt and answer."""
+    # Policy and value model are trained, 16 bytes a parameter each, the reward model is not.
+    return dict(tokens=rows * length, logits=CHUNK * 12, cached=args.rollout_size * length, adapter=16 + 16 + 4)
+
+
+def rows_at_once(path, length, args):
+    """PPO's largest micro-batch that fits the GPU, by the formula of --estimate. SystemExit if not even one row does."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 8
+    shape, total = shape_of(path), torch.cuda.mem_get_info()[1]
+
+    def size(four_bit, checkpointing, rows):
+        more = update_needs(args, length, rows) | dict(r=args.lora_r, code="plain")
+        return sum(needs(shape, four_bit=four_bit, checkpointing=checkpointing, **more).values())
+
+    fixed = {"four_bit": args.quantization == "4bit", "checkpointing": args.gradient_checkpointing}
+    most = math.ceil(args.rollout_size / args.minibatches)
+    found = fastest(size, most, total, fixed, lambda rows: rows * length)
+    if not found:
+        raise SystemExit(
+            f"a rollout of {args.rollout_size} texts of up to {length} tokens does not fit in {total / 1e9:.0f} GB, not "
+            "even with an answer at a time in the update. Try --gradient_checkpointing, --quantization 4bit, a smaller "
+            "--rollout_size or --max_new_tokens; --estimate tells what takes the memory, --micro_batch_size 1 tries all "
+            "the same."
+        )
+    return found[2]

@@ -196,14 +196,15 @@ def kept(run, name, steps):
 
 
 def at_kl(rows, kl, name):
-    """A run's metric at some KL, between the two snapshots around it; None where the run never got there."""
-    points = sorted((row["kl"], row[name]) for row in rows)
-    if not points or kl > points[-1][0]:
-        return None
+    """A run's metric at some KL, between the two snapshots around it; None where there are none on both sides.
+
+    Drawn in the square root of KL, where such curves are nearly straight (Gao et al., figure 1).
+    """
+    points = sorted((max(0.0, row["kl"]) ** 0.5, row[name]) for row in rows)
     for (a, left), (b, right) in zip(points, points[1:], strict=False):
-        if a <= kl <= b:
-            return left + (right - left) * ((kl - a) / (b - a) if b > a else 0)
-    return points[0][1]
+        if a <= kl**0.5 <= b:
+            return left + (right - left) * ((kl**0.5 - a) / (b - a) if b > a else 0)
+    return None
 
 
 def table(rows, best, with_gold):
@@ -212,7 +213,7 @@ def table(rows, best, with_gold):
     sft = next(row for row in rows if row["method"] == "sft")
     names = ["proxy", "gold"] if with_gold else ["proxy"]
     furthest = max(row["kl"] for row in rows)
-    kls = [row["kl"] for row in best[1:]] + [kl for kl in (5.0, 10.0, 20.0, 40.0) if kl <= furthest]
+    kls = [row["kl"] for row in best[1:]] + [kl for kl in (5.0, 7.0, 10.0, 15.0, 20.0, 40.0) if kl <= furthest]
     lines = ["| KL, nats | " + " | ".join(f"{m} {n}" for n in names for m in ("best of n", *methods)) + " |"]
     lines.append("|" + "---|" * (1 + len(names) * (1 + len(methods))))
     lines.append("| 0 (SFT) | " + " | ".join(f"{sft[n]:.2f}" for n in names for _ in ("best", *methods)) + " |")
@@ -223,9 +224,7 @@ def table(rows, best, with_gold):
             cells.append(f"{found[0][name]:.2f} (n = {found[0]['n']})" if found else "")
             for method in methods:
                 seeds = {row["seed"] for row in rows if row["method"] == method}
-                at = [
-                    at_kl([sft, *(r for r in rows if (r["method"], r["seed"]) == (method, s))], kl, name) for s in seeds
-                ]
+                at = [at_kl([r for r in rows if (r["method"], r["seed"]) == (method, s)], kl, name) for s in seeds]
                 at = [value for value in at if value is not None]
                 spread = f" ± {statistics.stdev(at):.2f}" if len(at) > 1 else ""
                 cells.append(

@@ -37,10 +37,12 @@ from backbone import (
     response_logprobs,
     response_states,
     reward_head,
+    rows_at_once,
     save_adapter,
     score_rows,
     show_course,
     show_examples,
+    update_needs,
 )
 from common.cli import arg, parse
 from common.evaluation import generate
@@ -59,7 +61,7 @@ DEFAULTS = dict(
     rollout_size=64,  # answers an update; fewer make the advantages noisy, more make the samples old
     epochs=2,  # passes over a rollout; more learn faster until the clipping stops them
     minibatches=2,  # optimizer steps a pass
-    micro_batch_size=8,  # answers at once in forward and backward; changes memory and speed, not the result
+    micro_batch_size=0,  # answers at once in forward and backward; 0: as many as fit. Changes speed, not the result
     max_new_tokens=256,  # an answer that has no end by then is judged as it is and pays eos_penalty
     temperature=1.0,  # also divides the logits in training: what is scored is the distribution that was sampled
     learning_rate=1e-5,  # of the policy's LoRA
@@ -448,11 +450,11 @@ def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
     if args.estimate:
 
-        def work(new, rows):  # policy and value model are trained, 16 bytes a parameter each, the reward model is not
-            length = args.max_prompt_length + new
-            return dict(tokens=rows * length, logits=512 * 12, cached=args.rollout_size * length, adapter=16 + 16 + 4)
+        def work(new, rows):
+            return update_needs(args, args.max_prompt_length + new, rows)
 
-        return estimate(args, args, "max_new_tokens", args.max_new_tokens, work, micro="micro_batch_size")
+        most = math.ceil(args.rollout_size / args.minibatches)
+        return estimate(args, args, "max_new_tokens", args.max_new_tokens, work, "micro_batch_size", most)
     path, reward, tokenizer = ready(args)
     train_pairs, eval_pairs = load_splits(args)
     _, prompts = encode_prompts(train_pairs, tokenizer, args.max_prompt_length, "training prompts")
@@ -460,14 +462,19 @@ def main(argv=None) -> Path:
     stage = Stage("ppo", args, {"model": fingerprint(path), "reward": reward, "data": digest(prompts)})
     if stage.finished:
         return stage.folder
+    # After the identity is taken: a run may go on on another card, with other pieces of the same batch.
+    longest = max(map(len, prompts)) + args.max_new_tokens
+    args.micro_batch_size = args.micro_batch_size or rows_at_once(path, longest, args)
     with stage:
+        stage.note(micro_batch_size=args.micro_batch_size)
         backbone = Backbone(path, args.reward, reward, args)
         sizes = [
             sum(p.numel() for p in each.values()) for each in (backbone.policy_parameters, backbone.value_parameters)
         ]
         print(
             f"plan: {len(prompts):,} prompts; {args.updates:,} updates of {args.rollout_size} answers of up to "
-            f"{args.max_new_tokens} tokens, {args.epochs * args.minibatches} optimizer steps each\n"
+            f"{args.max_new_tokens} tokens, {args.epochs * args.minibatches} optimizer steps each, "
+            f"{args.micro_batch_size} answers at once\n"
             f"trained: policy {sizes[0]:,}, value {sizes[1]:,} parameters, on one frozen backbone"
         )
         show = backbone.model, "policy", backbone.head, reward, tokenizer, ids, args.max_new_tokens

@@ -668,7 +668,11 @@ def test_the_folder_works_alone(copied, script, tiny_model, tmp_path):
     assert (results / "scaling.png").read_bytes()[:4] == b"\x89PNG"
 
     said = script(task / "evaluate.py", "--merge", results, results, "--out", tmp_path / "merged").stdout
-    assert "lowest to highest of 2" in said and "against 0 Waits: " in said and (tmp_path / "merged" / "scaling.png").is_file()
+    assert (
+        "lowest to highest of 2" in said
+        and "against 0 Waits: " in said
+        and (tmp_path / "merged" / "scaling.png").is_file()
+    )
     made["facts"]["questions_sha256"] = "other"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.json").write_text(json.dumps(made))

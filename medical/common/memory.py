@@ -117,8 +117,9 @@ def needs(shape, tokens, r, four_bit, checkpointing, code="fast", adapter=16, lo
         of_wide, of_ffn, of_product = KEPT["fast" if code == "unsloth" else code]
         layer = 2 * (of_wide * wide + 2 * keys + of_ffn * ffn)
         now = 2 * (4 * wide + of_product * ffn)  # gradients: of the residual stream and its branches, of the product
-        # Checkpointing keeps a layer's input only, and rebuilds one layer at a time; Unsloth keeps these in main memory.
-        inputs = 0 if code == "unsloth" else 2 * wide
+        # Checkpointing keeps a layer's input only, and rebuilds one layer at a time. Unsloth keeps these in main memory,
+        # but not those of a model that sees pictures (bench/results/vl_speed.json).
+        inputs = 0 if code == "unsloth" and not patches else 2 * wide
         kept += count * part["layers"] * (inputs if checkpointing else layer)
         work = max(work, count * (now + (layer if checkpointing else 0)))
     # Liger's loss takes so many tokens at a time that their logits are as large as the hidden states.
@@ -238,16 +239,19 @@ def tune(config, model_args, dataset):
     print(f"auto: about {size / 1e9:.0f} of {total / 1e9:.0f} GB; the same by hand: --auto false {flags}")
 
 
-def estimate(config, model_args, flag, value, work=None, micro="per_device_train_batch_size"):
+def estimate(config, model_args, flag, value, work=None, micro="per_device_train_batch_size", most=0):
     """--estimate: print, for each of CARDS, whether a step fits on one, what takes the memory, and what would make it fit.
 
     Needs neither a GPU nor a model: see shape_of. config: the trainer's; model_args: the flags about the model.
     flag, value: what limits a row's length. work(value, rows): what a micro-batch of so many rows takes, as arguments of
-    `needs`; by default rows of `value` tokens. micro: the name of the flag with the rows of a micro-batch.
+    `needs`; by default rows of `value` tokens. micro: the name of the flag with the rows of a micro-batch; where that is 0,
+    the card decides, up to `most`.
     """
     own = vars(config) | vars(model_args)
     shape, auto, splits = shape_of(own["model"]), own.get("auto", False), own.get("gradient_accumulation_steps")
-    rows, fixed = own[micro] * (splits or 1), _fixed(own, micro)
+    rows, fixed = own[micro] * (splits or 1) or most, _fixed(own, micro)
+    if not own[micro]:
+        del fixed["micro"]
     code = "unsloth" if own.get("backend") == "unsloth" else "fast" if auto or own.get("fused_lora") else "plain"
     adapter = {"adapter": 10 if "8bit" in own.get("optim", "") else 16}  # its two moments in 8 bits
     work = work or (lambda length, rows: {"tokens": length * rows})
