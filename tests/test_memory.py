@@ -62,12 +62,17 @@ def test_formula_against_measured_grpo():
     assert sum(small.values()) / 1e9 == pytest.approx(26.6, rel=0.15)
 
 
-@pytest.mark.parametrize("name, four_bit, code", [("unsloth_4bit", True, "unsloth"), ("hf_4bit", True, "plain"), ("hf_16bit", False, "plain")])
+@pytest.mark.parametrize(
+    "name, four_bit, code",
+    [("unsloth_4bit", True, "unsloth"), ("hf_4bit", True, "plain"), ("hf_16bit", False, "plain")],
+)
 def test_formula_against_pictures(name, four_bit, code):
     """bench/vl_speed.py's rows: two photos of 1280 x 640 at once, 46 x 23 tokens each, four patches a token."""
     row = next(r for r in json.loads((ROOT / "bench/results/vl_speed.json").read_text()) if r["name"] == name)
     shape, tokens = memory.shape_of("Qwen/Qwen2.5-VL-3B-Instruct"), 2 * row["tokens_a_row"]
-    parts = memory.needs(shape, tokens, 16, four_bit, True, code, 10 if code == "unsloth" else 16, patches=2 * 4 * 46 * 23)
+    parts = memory.needs(
+        shape, tokens, 16, four_bit, True, code, 10 if code == "unsloth" else 16, patches=2 * 4 * 46 * 23
+    )
     assert sum(parts.values()) / 1e9 == pytest.approx(row["peak_gb"], rel=0.05)
 
 
