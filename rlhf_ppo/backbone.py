@@ -332,7 +332,8 @@ def rows_at_once(path, length, args):
 
     if not torch.cuda.is_available():
         return 8
-    shape, total = shape_of(path), torch.cuda.mem_get_info()[1]
+    shape, (free, total) = shape_of(path), torch.cuda.mem_get_info()
+    total = total if free > 0.9 * total else free  # the same choice each time, unless somebody else uses the card
 
     def size(four_bit, checkpointing, rows):
         more = update_needs(args, length, rows) | dict(r=args.lora_r, code="plain")
