@@ -5,8 +5,9 @@ A real preference has no formula, so nobody can say whether a policy that a rewa
 the formula, only pairs that it ranked, as it would see only people's choices. How far the two part is the experiment.
 
 Why this one: the SFT model's answers are nearly all too long, so in the pairs the shorter side wins nearly always. That
-is what the reward model learns, and it is right, as far as the pairs reach. A policy that goes on shortening beyond that
-pleases it all the more, while the gold falls: Goodhart's law, in a direction in which a small model can move.
+is what the reward model learns, and it is right, as far as the pairs reach. A policy that goes beyond them pleases it all
+the more, while the gold falls: Goodhart's law. We expected it to shorten on and on; it stays at some twenty tokens and
+finds odd words instead (README.md, results).
 """
 
 import itertools
