@@ -79,19 +79,19 @@ DEMO = dict(
     data=str(HERE / "sample"),
     warmup_sft=4,  # 135M parameters never write the tags by themselves: without it every reward is 0
     warmup_sft_lr=1e-3,
-    learning_rate=1e-3,  # 10 updates only: a small model bears, and needs, larger steps
-    max_steps=10,
+    learning_rate=1e-3,  # 8 updates only: a small model bears, and needs, larger steps
+    max_steps=8,
     num_generations=8,
     per_device_train_batch_size=16,
     gradient_accumulation_steps=1,
     max_completion_length=40,  # the form with one line of reasoning takes 32
     beta=0.02,
     gradient_checkpointing=False,
-    save_steps=10,
+    save_steps=8,
     probe_prompts=4,
     eval_prompts=16,
     follow=2,
-    follow_steps=5,
+    follow_steps=4,
 )
 
 
