@@ -213,7 +213,8 @@ def table(rows, best, with_gold):
     sft = next(row for row in rows if row["method"] == "sft")
     names = ["proxy", "gold"] if with_gold else ["proxy"]
     furthest = max(row["kl"] for row in rows)
-    kls = [row["kl"] for row in best[1:]] + [kl for kl in (5.0, 7.0, 10.0, 15.0, 20.0, 40.0) if kl <= furthest]
+    beyond = (2.0, 5.0, 7.0, 10.0, 15.0, 20.0, 40.0)
+    kls = sorted({row["kl"] for row in best[1:]} | {kl for kl in beyond if kl <= furthest})
     lines = ["| KL, nats | " + " | ".join(f"{m} {n}" for n in names for m in ("best of n", *methods)) + " |"]
     lines.append("|" + "---|" * (1 + len(names) * (1 + len(methods))))
     lines.append("| 0 (SFT) | " + " | ".join(f"{sft[n]:.2f}" for n in names for _ in ("best", *methods)) + " |")
