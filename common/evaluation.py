@@ -2,7 +2,7 @@
 
 import math
 
-from common import decoding, fast, models
+from common import decoding, fast, memory, models
 
 TOKENS = 4096  # of a batch that is measured, padding too, or one row: 1.2 GB of logits for Qwen's 152,000 words
 CHUNK = 1024  # tokens whose logits exist in float32 at a time: 0.6 GB
@@ -18,12 +18,12 @@ def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict
     from torch.nn.utils.rnn import pad_sequence
     from tqdm import tqdm
 
-    lengths = [len(row["input_ids"]) for row in dataset]
+    lengths = memory.row_lengths(dataset)
     batches, order = [], sorted(range(len(dataset)), key=lengths.__getitem__, reverse=True)
     while order:  # fewer rows where they are long: a token's logits are as large as a hundred of its hidden states
-        count = max(1, min(batch_size, TOKENS // lengths[order[0]]))
-        batches.append(order[:count])
-        order = order[count:]
+        size = max(1, min(batch_size, TOKENS // lengths[order[0]]))
+        batches.append(order[:size])
+        order = order[size:]
     total, count = 0.0, 0
     training = model.training
     model.eval()

@@ -177,6 +177,14 @@ def fastest(size, rows, total, fixed, tokens):
     return None
 
 
+def card_bytes() -> int:
+    """The GPU's memory to plan with: all of it, so that the choice is the same each time, unless somebody else uses the card."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return total if free > 0.9 * total else free
+
+
 def tune(config, model_args, dataset):
     """--auto: set what the card decides, which is quantisation, packing, micro-batch, checkpointing and kernels.
 
@@ -192,8 +200,7 @@ def tune(config, model_args, dataset):
     if not model_args.auto or not torch.cuda.is_available() or config.use_cpu:
         return
     path, backend, given = find_model(model_args), import_backend(model_args.backend), set(model_args.given)
-    free, total = torch.cuda.mem_get_info()
-    total = total if free > 0.9 * total else free  # the same choice each time, unless somebody else uses the card
+    total = card_bytes()
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     fixed = _fixed(vars(config) | vars(model_args), "per_device_train_batch_size")
     if "micro" not in fixed:  # else as given, for each GPU
@@ -249,8 +256,6 @@ def estimate(config, model_args, flag, value, work=None, micro="per_device_train
     own = vars(config) | vars(model_args)
     shape, auto, splits = shape_of(own["model"]), own.get("auto", False), own.get("gradient_accumulation_steps")
     rows, fixed = own[micro] * (splits or 1) or most, _fixed(own, micro)
-    if not own[micro]:
-        del fixed["micro"]
     code = "unsloth" if own.get("backend") == "unsloth" else "fast" if auto or own.get("fused_lora") else "plain"
     adapter = {"adapter": 10 if "8bit" in own.get("optim", "") else 16}  # its two moments in 8 bits
     work = work or (lambda length, rows: {"tokens": length * rows})
@@ -303,13 +308,14 @@ def estimate(config, model_args, flag, value, work=None, micro="per_device_train
 
 
 def _fixed(own, micro):
-    """What `choose` may not change: without --auto every setting, with it those on the command line. own: all flags."""
+    """What `choose` may not change: without --auto every setting, with it those on the command line; never a micro-batch
+    of 0, which is none. own: all flags."""
     auto, given, fixed = own.get("auto", False), set(own.get("given", ())), {}
     if own["quantization"] != "auto":
         fixed["four_bit"] = own["quantization"] == "4bit"
     if not auto or "gradient_checkpointing" in given:
         fixed["checkpointing"] = own["gradient_checkpointing"]
-    if not auto or given & {micro, "gradient_accumulation_steps"}:
+    if own[micro] and (not auto or given & {micro, "gradient_accumulation_steps"}):
         fixed["micro"] = own[micro]
     return fixed
 

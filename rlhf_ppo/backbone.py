@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import shutil
 import statistics
 import warnings
@@ -13,7 +12,7 @@ from typing import Literal
 
 from common.cli import arg
 from common.evaluation import generate
-from common.memory import fastest, needs, shape_of
+from common.memory import card_bytes, fastest, needs, shape_of
 from common.models import choose_quantization, has_bf16, load_base, load_tokenizer
 from common.paths import resolve_model
 from data import rm_ids
@@ -326,21 +325,19 @@ def update_needs(args, length, rows):
     return dict(tokens=rows * length, logits=CHUNK * 12, cached=args.rollout_size * length, adapter=16 + 16 + 4)
 
 
-def rows_at_once(path, length, args):
-    """PPO's largest micro-batch that fits the GPU, by the formula of --estimate. SystemExit if not even one row does."""
+def rows_at_once(path, length, most, args):
+    """PPO's largest micro-batch, up to `most`, that fits the GPU by --estimate's formula. SystemExit if not even one row does."""
     import torch
 
     if not torch.cuda.is_available():
         return 8
-    shape, (free, total) = shape_of(path), torch.cuda.mem_get_info()
-    total = total if free > 0.9 * total else free  # the same choice each time, unless somebody else uses the card
+    shape, total = shape_of(path), card_bytes()
 
     def size(four_bit, checkpointing, rows):
         more = update_needs(args, length, rows) | dict(r=args.lora_r, code="plain")
         return sum(needs(shape, four_bit=four_bit, checkpointing=checkpointing, **more).values())
 
     fixed = {"four_bit": args.quantization == "4bit", "checkpointing": args.gradient_checkpointing}
-    most = math.ceil(args.rollout_size / args.minibatches)
     found = fastest(size, most, total, fixed, lambda rows: rows * length)
     if not found:
         raise SystemExit(

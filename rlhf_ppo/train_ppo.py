@@ -448,13 +448,13 @@ def train(backbone, tokenizer, prompts, args, stage):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
+    minibatch = math.ceil(args.rollout_size / args.minibatches)
     if args.estimate:
 
         def work(new, rows):
             return update_needs(args, args.max_prompt_length + new, rows)
 
-        most = math.ceil(args.rollout_size / args.minibatches)
-        return estimate(args, args, "max_new_tokens", args.max_new_tokens, work, "micro_batch_size", most)
+        return estimate(args, args, "max_new_tokens", args.max_new_tokens, work, "micro_batch_size", minibatch)
     path, reward, tokenizer = ready(args)
     train_pairs, eval_pairs = load_splits(args)
     _, prompts = encode_prompts(train_pairs, tokenizer, args.max_prompt_length, "training prompts")
@@ -464,7 +464,7 @@ def main(argv=None) -> Path:
         return stage.folder
     # After the identity is taken: a run may go on on another card, with other pieces of the same batch.
     longest = max(map(len, prompts)) + args.max_new_tokens
-    args.micro_batch_size = args.micro_batch_size or rows_at_once(path, longest, args)
+    args.micro_batch_size = args.micro_batch_size or rows_at_once(path, longest, minibatch, args)
     with stage:
         stage.note(micro_batch_size=args.micro_batch_size)
         backbone = Backbone(path, args.reward, reward, args)

@@ -215,6 +215,8 @@ def hf_engine(model, tokenizer, backend="auto", batch_size=32, temperature=0.0, 
 
     def gen(prompts, max_new, min_new, stop):
         made, live = [[] for _ in prompts], list(range(len(prompts)))
+        # A few texts spend the whole budget, most end early: after each piece only the rest goes on.
+        write, piece = (by_steps, PIECE) if recorded else (by_generate, max(max_new, default=0))
         with models.inference(model, backend), torch.no_grad():
             while live:
                 # The longest first: if memory is short, that shows at once.
@@ -222,9 +224,7 @@ def hf_engine(model, tokenizer, backend="auto", batch_size=32, temperature=0.0, 
                 for start in range(0, len(live), batch_size):
                     batch = live[start : start + batch_size]
                     left = [max_new[n] - len(made[n]) for n in batch]
-                    # A few texts spend the whole budget, most end early: after each piece only the rest goes on.
-                    most = min(max(left), PIECE) if recorded else max(left)
-                    write = by_steps if recorded else by_generate
+                    most = min(max(left), piece)
                     rows = write([prompts[n] + made[n] for n in batch], most, min_new, stop)
                     for n, room, row in zip(batch, left, rows, strict=True):
                         made[n] += decoding.cut(row, stop)[: min(most, room)]

@@ -183,9 +183,31 @@ def points_of(runs, kind):
     ]
 
 
+def free_run(runs):
+    """The run that thinks to its natural end, or None."""
+    return next((run for run in runs if run["kind"] == "wait" and run["ignore"] == 0), None)
+
+
+def gains(runs, seed):
+    """Each run's difference to the one without forcing, and its 95% interval: name -> [gain, low, high]."""
+    free = free_run(runs)
+    return {
+        run["name"]: [mean(run["right"]) - mean(free["right"]), *bootstrap(free["right"], run["right"], seed)]
+        for run in runs
+        if free and run is not free
+    }
+
+
+def gain_lines(found):
+    return [
+        f"{name:<14} against 0 Waits: {gain:+.1%} [{low:+.1%}, {high:+.1%}]"
+        for name, (gain, low, high) in found.items()
+    ]
+
+
 def summary(runs, rows, seed):
     """The paper's numbers, the difference of each run to the one without forcing, and accuracy by domain."""
-    free = next((run for run in runs if run["kind"] == "wait" and run["ignore"] == 0), None)
+    free = free_run(runs)
     forced = [run for run in runs if run["kind"] != "vote"]
     found = {"control": control([(n, 0, run["most"]) for run in forced for n in run["tokens"]])}
     if free:
@@ -193,11 +215,7 @@ def summary(runs, rows, seed):
         caps = [run["most"] for run in forced if run["kind"] == "cap"]
         if caps:
             found["control without forcing"] = control([(n, 0, cap) for cap in caps for n in free["tokens"]])
-        found["gain over no forcing"] = {
-            run["name"]: [mean(run["right"]) - mean(free["right"]), *bootstrap(free["right"], run["right"], seed)]
-            for run in runs
-            if run is not free
-        }
+        found["gain over no forcing"] = gains(runs, seed)
         domains = sorted({row.get("domain", "all") for row in rows})
         picks = {name: [n for n, row in enumerate(rows) if row.get("domain", "all") == name] for name in domains}
         found["by domain"] = {
@@ -220,8 +238,7 @@ def as_text(found):
             slope = found[f"scaling, {kind}"]
             slope = "no slope" if slope is None else f"{slope:+.2f} points per 100 tokens"
             lines.append(f"{label:<22} performance {found[f'performance, {kind}']:5.1f}%   scaling {slope}")
-    for name, (gain, low, high) in found.get("gain over no forcing", {}).items():
-        lines.append(f"{name:<14} against 0 Waits: {gain:+.1%} [{low:+.1%}, {high:+.1%}]")
+    lines += gain_lines(found.get("gain over no forcing", {}))
     return "\n".join(lines)
 
 
@@ -283,17 +300,12 @@ def merge(folders, out):
                 f"{kind}: scaling {mean(slopes):+.2f} points per 100 tokens ({min(slopes):+.2f} to {max(slopes):+.2f}), "
                 f"performance {mean(best):.1f}% ({min(best):.1f} to {max(best):.1f})"
             )
-    if "0 Waits" in names:
-        # The questions are the same in all of them: each brings its mean over the trainings.
-        over = [
-            [mean(each) for each in zip(*(r["runs"][n]["right"] for r in results), strict=True)]
-            for n in range(len(names))
-        ]
-        free = over[names.index("0 Waits")]
-        for name, rights in zip(names, over, strict=True):
-            if rights is not free:
-                low, high = bootstrap(free, rights, 42)
-                lines.append(f"{name:<14} against 0 Waits: {mean(rights) - mean(free):+.1%} [{low:+.1%}, {high:+.1%}]")
+    # The questions are the same in all of them: each brings its mean over the trainings.
+    together = [
+        same[0] | {"right": [mean(each) for each in zip(*(run["right"] for run in same), strict=True)]}
+        for same in zip(*(record["runs"] for record in results), strict=True)
+    ]
+    lines += gain_lines(gains(together, 42))
     print("\n".join(lines))
     replace_text(out / "merged.txt", "\n".join(lines) + "\n")
     draw([record["runs"] for record in results], out / "scaling.png", f"{len(folders)} trainings")

@@ -679,21 +679,21 @@ def test_best_of_n_is_the_mean_over_all_draws(rlhf):
 def test_micro_batch_follows_the_card(rlhf, monkeypatch):
     import torch
 
-    args = SimpleNamespace(rollout_size=64, minibatches=2, lora_r=16, quantization="none", gradient_checkpointing=False)
+    args = SimpleNamespace(rollout_size=64, lora_r=16, quantization="none", gradient_checkpointing=False)
     card = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(card))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (card["bytes"] - card.get("others", 0), card["bytes"]))
-    assert rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, args) == 8  # no GPU
+    assert rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args) == 8  # no GPU
     found = {}
     for size in (12, 24, 48, 80):
         card["bytes"] = size * 1e9
-        found[size] = rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, args)
+        found[size] = rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args)
     assert found[12] < found[24] < found[48] and found[80] == 32  # a minibatch at the most
     card |= {"bytes": 80e9, "others": 56e9}
-    assert rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, args) == found[24]
+    assert rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args) == found[24]
     card |= {"bytes": 4e9, "others": 0}
     with pytest.raises(SystemExit, match="does not fit in 4 GB.*--gradient_checkpointing"):
-        rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, args)
+        rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from typing import Literal
 from common.cli import arg, parse
 from fields import FIELDS, LABELS, score
 from fields import parse as parse_answer
-from render import GLYPHS, HEIGHT, WIDTH, dashboard, dashboard_and_glyphs
+from render import GLYPHS, HEIGHT, WIDTH, dashboard, dashboard_and_glyphs, random_facts
 
 DEFAULTS = dict(
     minutes=8.5,  # learning rate and difficulty follow the clock, so a slow machine learns less and not worse
@@ -383,7 +383,7 @@ def main(argv=None):
     tokenizer = load_processor(scratch).tokenizer
     rng = random.Random(args.seed)
     # The longest lesson of a thousand, and room for a longer number.
-    length = max(tokenize(tokenizer, *lesson(rng, dashboard_facts(rng)), 999)[2] for _ in range(1000)) + 4
+    length = max(tokenize(tokenizer, *lesson(rng, random_facts(rng)), 999)[2] for _ in range(1000)) + 4
     # Before CUDA starts, which does not survive a fork.
     workers = args.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     lessons = Lessons(tokenizer, length, args.batch_size, args.pool + workers, workers, args.seed)
@@ -446,12 +446,6 @@ def main(argv=None):
     scores = {split: examine(model, tokenizer, exam, device)[0] for split, exam in exams.items()}  # of what is saved
     facts = dict(parameters=count, tokens_a_lesson=length, minutes=minutes, arguments=vars(args), processes=workers)
     finish(model, scratch, out, facts | {"last": curve[-1], "saved": scores}, curve)
-
-
-def dashboard_facts(rng):
-    from render import random_facts
-
-    return random_facts(rng)
 
 
 def point(model, tokenizer, exams, device, step, seen, drawn, began, losses):
