@@ -9,15 +9,14 @@ A file of rows:         python infer.py --file rows.jsonl
 One after another:      python infer.py --chat
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import arg, parse
-from common.evaluation import generate
-from common.models import ModelArgs, load_adapter
-from common.runs import latest_adapter, replace_text
-from data import format_report, prompts_of, read_rows
+from common import models
+from common.cli import ModelArgs, arg, parse
+from common.files import new_file, write_lines
+from data import format_report, read_rows
+from prompt import prompt_ids
 
 DEFAULTS = dict(
     model=None,  # the base that the adapter's adapter_config.json names
@@ -26,7 +25,7 @@ FIBONACCI = {"instruction": "Continue the fibonnaci sequence.", "input": "1, 1, 
 
 
 @dataclass
-class Args:
+class Args(ModelArgs):
     instruction: str | None = arg(None, "one instruction (default: the course's Fibonacci question)")
     input: str = arg("", "what the instruction is about")
     file: str | None = arg(None, "JSON, JSONL or Parquet with instruction and input; answers go to --out")
@@ -39,42 +38,18 @@ class Args:
     seed: int = arg(3407, "of the sampling")
 
 
-def stream(model, tokenizer, adapter, row, args, backend):
-    """Print the answer while it is written."""
-    from transformers import TextStreamer
-
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    prompts = prompts_of(adapter, tokenizer, [row])
-    generate(model, tokenizer, prompts, args.max_new_tokens, 1, backend, streamer, **sampling(args))
-
-
-def sampling(args):
-    return dict(temperature=args.temperature) if args.temperature else {}
-
-
 def read_questions(args):
     """The rows of --file and the file for their answers. What can be wrong is said before a model is loaded."""
     file = Path(args.file)
     if not file.is_file():
         raise SystemExit(f"{file}: no such file.")
-    out = Path(args.out or file.with_name(file.name + ".answers.jsonl"))
-    if out.exists():
-        raise SystemExit(f"{out} exists and is kept. Name another file with --out.")
+    out = new_file(args.out or file.with_name(file.name + ".answers.jsonl"))
     rows, report = read_rows(file, answers=False)
     print(format_report(report))
     return rows, out
 
 
-def answer_file(model, tokenizer, adapter, rows, out, args, backend):
-    """Answer the rows in batches and write them with their answers; nothing half-written is left behind."""
-    prompts = prompts_of(adapter, tokenizer, rows)
-    answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, backend, **sampling(args))
-    pairs = [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)]
-    replace_text(out, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
-    print(f"{len(pairs)} answers: {out}")
-
-
-def chat(model, tokenizer, adapter, args, backend):
+def chat(ask):
     print("Give an instruction, then its input or an empty line; exit or Ctrl-D ends, Ctrl-C stops an answer.")
     while True:
         try:
@@ -86,30 +61,43 @@ def chat(model, tokenizer, adapter, args, backend):
             return print()
         try:
             if instruction:
-                stream(model, tokenizer, adapter, {"instruction": instruction, "input": extra}, args, backend)
+                ask({"instruction": instruction, "input": extra})
         except KeyboardInterrupt:
             print("\n(stopped)")
 
 
 def main(argv=None):
-    args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     if args.input and not args.instruction:
         raise SystemExit("--input belongs to an --instruction: give both.")
     rows, out = read_questions(args) if args.file else (None, None)
-    adapter = Path(args.adapter) if args.adapter else latest_adapter()
-    model, tokenizer = load_adapter(adapter, model_args)
-    from transformers import set_seed
+    run = models.open_run(args.adapter, args.model)
+    model, tokenizer = models.load_run(run, args)
+    from transformers import TextStreamer, set_seed
+
+    from common.answers import generate
 
     set_seed(args.seed)
-    print(f"adapter: {adapter}")
+    how = dict(backend=args.backend) | (dict(temperature=args.temperature) if args.temperature else {})
+
+    def ask(row):
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        generate(
+            model, tokenizer, prompt_ids(tokenizer, [row], run.texts), args.max_new_tokens, 1, streamer=streamer, **how
+        )
+
+    print(f"adapter: {run.adapter}")
     if args.file:
-        answer_file(model, tokenizer, adapter, rows, out, args, model_args.backend)
+        prompts = prompt_ids(tokenizer, rows, run.texts)
+        answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, **how)
+        write_lines(out, [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)])
+        print(f"{len(rows)} answers: {out}")
     elif args.chat:
-        chat(model, tokenizer, adapter, args, model_args.backend)
+        chat(ask)
     else:
         row = {"instruction": args.instruction, "input": args.input} if args.instruction else FIBONACCI
         print(f"{row['instruction']}\n{row['input']}\n" if row["input"] else f"{row['instruction']}\n")
-        stream(model, tokenizer, adapter, row, args, model_args.backend)
+        ask(row)
 
 
 if __name__ == "__main__":

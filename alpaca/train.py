@@ -18,18 +18,17 @@ Override anything:  python train.py --data alpaca.json --loss_on answer --max_st
 
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from common.cli import arg, parse
-from common.evaluation import generate, heldout_loss
-from common.fast import collator
-from common.masks import show_mask
-from common.memory import estimate, row_lengths, tune
-from common.models import LoraArgs, find_model, import_backend, load_model, load_tokenizer
-from common.paths import DEMO_MODEL
-from common.runs import Run
-from data import PROMPT, SHORT_PROMPT, DataArgs, load_splits, prompt_ids, token_ids, tokenized
+from common import device, models, tokens
+from common.cli import LoraArgs, SftArgs, arg, parse, trainer_config
+from common.hub import resolve_model
+from common.paths import DEMO_MODEL, command
+from common.speed import fit
+from data import load_splits
+from prompt import TEMPLATE, encode, prompt_ids
 
 HERE = Path(__file__).resolve().parent
 
@@ -44,7 +43,7 @@ DEFAULTS = dict(
     warmup_steps=5,
     max_steps=60,  # 480 rows, minutes: enough to see it work; -1 lets --num_train_epochs decide
     per_device_train_batch_size=2,
-    gradient_accumulation_steps=4,  # 2 x 4 = 8 rows an update; --auto cuts these 8 as the card's memory allows
+    gradient_accumulation_steps=4,  # 2 x 4 = 8 rows per step; --auto cuts these 8 as the card's memory allows
     optim="adamw_torch_fused",  # one kernel for all adapters; their state is 0.3 GB, so 8 bits save nothing
     weight_decay=0.01,
     seed=3407,
@@ -56,7 +55,7 @@ DEFAULTS = dict(
     save_steps=20,  # what a crash can cost; a stop by SIGTERM or Ctrl-C saves at once
     load_best_model_at_end=True,  # the adapter that is kept is the best on held-out rows
     metric_for_best_model="loss",
-    dataset_kwargs={"skip_prepare_dataset": True},  # the rows arrive tokenized, by encode() below
+    dataset_kwargs={"skip_prepare_dataset": True},  # the rows arrive tokenized, by encode()
     report_to=["none"],
 )
 DEMO = dict(
@@ -74,27 +73,60 @@ DEMO = dict(
     save_steps=8,
     max_new_tokens=64,
 )
+# QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
+NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
 
 @dataclass
-class Args(DataArgs):
+class DataArgs:
+    """Flags that all five training scripts have."""
+
+    data: str | None = arg(
+        None,
+        "JSON, JSONL, Parquet, a save_to_disk folder or a hub name (default: ALPACA_DATA_DIR, DATA_DIR/alpaca, hub)",
+    )
+    eval_ratio: float = arg(0.1, "share of the rows held out; rows that ask the same stay together")
+    split_seed: int = arg(42, "of the draw which rows are held out")
+    eval_rows: int = arg(500, "at most so many of the held-out rows are measured while training")
+
+
+@dataclass
+class Args(DataArgs, SftArgs):
     loss_on: Literal["all", "answer"] = arg("all", "answer: the loss skips the template and the instruction")
     show_answers: int = arg(3, "held-out rows answered before and after")
     max_new_tokens: int = arg(200, "longest answer shown, in tokens")
 
 
-def encode(rows, tokenizer, loss_on="all"):
-    """Rows as lists of input_ids and of labels, equally long; -100 marks tokens that the loss skips.
+@dataclass
+class PaddedArgs(DataArgs, LoraArgs):
+    """Flags of the scripts whose trainer pads and, but for one, tokenizes."""
 
-    Prompt and answer are tokenized apart: at inference the prompt stands alone, and must end in the same token.
-    """
-    answers = token_ids(tokenizer, [row["output"] for row in rows])
-    answers = [answer + [tokenizer.eos_token_id] for answer in answers]  # without it the model never learns to stop
-    prompts = prompt_ids(tokenizer, rows)
-    ids = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    if loss_on == "all":
-        return ids, ids
-    return ids, [[-100] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    show_mask: int = arg(0, "print N rows with the trained tokens marked, then train")
+
+
+def load_model(args, config, path):
+    """The frozen base with fresh adapters: W x + alpha / r * B A x, with B and A of rank r, of which only these train."""
+    from peft import LoraConfig
+
+    from common.speed import lora, packing
+
+    lora_config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.lora_target_modules,
+        bias="none",
+    )
+    nf4 = NF4 if models.choose_quantization(args.quantization, path) else None
+    model = models.load_base(path, args.backend, nf4, device.dtype(config), args.max_length)
+    model = models.attach(model, lora_config, args.backend, config)
+    if args.fused_lora and args.backend == "hf":
+        lora.fuse(model)
+        config.liger_kernel_config = {"swiglu": False}  # part of fuse() already
+    if vars(args).get("packing"):
+        packing.attend_by_row(model, args.backend)
+    return model
 
 
 def padding_share(lengths, rows, seed=0):
@@ -104,64 +136,50 @@ def padding_share(lengths, rows, seed=0):
     return 1 - sum(lengths) / padded
 
 
-def measure(model, tokenizer, eval_set, shown, args, model_args):
-    """Held-out loss and perplexity, and the answers to the shown rows."""
-    prompts = prompt_ids(tokenizer, shown) if shown else []
-    answers = generate(model, tokenizer, prompts, args.max_new_tokens, backend=model_args.backend)
-    return heldout_loss(model, eval_set, tokenizer.pad_token_id) | {"answers": answers}
-
-
-def show(before, after, shown):
-    """Print what a person wants to see: the same instructions answered by the model before and after."""
-    for row, old, new in zip(shown, before["answers"], after["answers"], strict=True):
-        extra = f"\ninput:       {row['input']}" if row["input"] else ""
-        print(f"\n{'=' * 100}\ninstruction: {row['instruction']}{extra}\nreference:   {row['output']}")
-        print(f"{'-' * 100}\nbefore:      {old or '(empty)'}\n{'-' * 100}\nafter:       {new or '(empty)'}")
-    print("=" * 100)
-    print(
-        f"held-out perplexity: {before['perplexity']:.2f} before, {after['perplexity']:.2f} after"
-        f" ({after['rows']} rows, {after['tokens']:,} tokens counted)"
-    )
-
-
 def main(argv=None):
-    args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, LoraArgs), "trl:SFTConfig", argv)
-    if model_args.estimate:
-        return estimate(config, model_args, "max_length", config.max_length)
+    args = parse(__file__, DEFAULTS, DEMO, Args, "trl:SFTConfig", argv)
+    if args.estimate:
+        return fit.estimate(args, "max_length")
     train_rows, eval_rows = load_splits(args)
     eval_rows = eval_rows[: args.eval_rows]
-    tokenizer = load_tokenizer(find_model(model_args))
-    how = dict(tokenizer=tokenizer, loss_on=args.loss_on)
-    train_set = tokenized(train_rows, encode, config.max_length, "training rows", **how)
-    eval_set = tokenized(eval_rows, encode, config.max_length, "held-out rows", **how)
-    show_mask(train_set, tokenizer, args.show_mask)
-    tune(config, model_args, train_set)
-    if model_args.packing:
+    path = resolve_model(args.model)
+
+    config = trainer_config(args)  # torch is loaded from here on: what can be wrong above has been said
+    from trl import SFTTrainer
+
+    from common import answers, runs
+    from common.speed import packing
+
+    tokenizer = models.load_tokenizer(path)
+    to_ids = partial(encode, tokenizer, template=TEMPLATE, loss_on=args.loss_on)
+    train_set = tokens.tokenize(train_rows, to_ids, config.max_length, "training rows")
+    eval_set = tokens.tokenize(eval_rows, to_ids, config.max_length, "held-out rows")
+    tokens.show_mask(train_set, tokenizer, args.show_mask)
+    fit.tune(config, args, path, train_set)
+    if args.packing:
         size = config.per_device_train_batch_size
-        share = padding_share(row_lengths(train_set), size)
+        share = padding_share(tokens.lengths(train_set), size)
         print(f"packing: {share:.0%} of a batch of {size} padded rows would be padding; end to end there is none")
 
-    with Run(config, args, model_args, train_set) as run:
-        # Imported here and not above, so that --help and bad input answer at once.
-        from trl import SFTTrainer
-
-        model = load_model(model_args, config)
+    with runs.Run(args, config, train_set) as run:
+        model = load_model(args, config, path)
         trainer = SFTTrainer(
             model=model,
             processing_class=tokenizer,
             args=config,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            data_collator=collator(tokenizer, model_args.packing, import_backend(model_args.backend)),
+            data_collator=packing.collator(tokenizer, args.packing, args.backend),
         )
         shown = eval_rows[: args.show_answers]
-        before = measure(model, tokenizer, eval_set, shown, args, model_args)
+        asked = {"all": eval_set}, prompt_ids(tokenizer, shown), args.max_new_tokens, args.backend
+        before = answers.measure(model, tokenizer, *asked)
         run.train(trainer)
-        run.save(trainer, tokenizer, prompt_template=PROMPT, prompt_template_short=SHORT_PROMPT)
-        after = measure(model, tokenizer, eval_set, shown, args, model_args)
+        run.save(trainer, tokenizer, **TEMPLATE)
+        after = answers.measure(model, tokenizer, *asked)
         run.note(before=before, after=after)
-    show(before, after, shown)
-    print(f"\nAsk it yourself: python {HERE.name}/infer.py --adapter {run.folder}")
+    answers.show(before, after, shown)
+    print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder)}")
 
 
 if __name__ == "__main__":

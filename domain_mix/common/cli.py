@@ -1,7 +1,8 @@
 # Generated from common/cli.py: edit that file, then run `make sync`.
 """One strict command line for every script: DEFAULTS < DEMO (with --demo) < YAML (--config) < flags.
 
-`--help` answers before anything heavy is imported. Unknown or wrongly typed flags and YAML keys end in one line.
+A wrong flag, type or YAML key ends in one line before torch is loaded: the trainer's own flags are read from the source
+of its config class, and the class itself is imported later, by `trainer_config`.
 """
 
 import argparse
@@ -9,15 +10,26 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import json
 import os
 import re
 import sys
 import types
 import typing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from common import paths
+from common import device, paths
+
+# Where the config classes of trainers and their bases are defined.
+SOURCES = {
+    "SFTConfig": "trl/trainer/sft_config.py",
+    "GRPOConfig": "trl/trainer/grpo_config.py",
+    "_BaseConfig": "trl/trainer/base_config.py",
+    "TrainingArguments": "transformers/training_args.py",
+}
 
 
 def arg(default, help):
@@ -25,6 +37,41 @@ def arg(default, help):
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArgs:
+    """Flags of every script that loads a model."""
+
+    model: str | None = arg("Qwen/Qwen2.5-7B-Instruct", "a path, MODELS_DIR/<org>/<name>, or a name on the hub")
+    backend: Literal["auto", "unsloth", "hf"] = arg("auto", "auto: Unsloth on small or old NVIDIA GPUs, else PEFT")
+    quantization: Literal["auto", "none", "4bit"] = arg(
+        "auto", "of the frozen weights. auto: 16 bits where they fit, else 4"
+    )
+
+
+@dataclass
+class LoraArgs(ModelArgs):
+    """Flags of every script that trains a LoRA adapter."""
+
+    lora_r: int = arg(16, "rank of the LoRA update")
+    lora_alpha: int = arg(16, "the update is scaled by lora_alpha / lora_r")
+    lora_dropout: float = arg(0.0, "0 is what Unsloth's fast path needs")
+    lora_target_modules: list[str] = arg(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "layers that get an update"
+    )
+    fused_lora: bool = arg(False, "LoRA in fewer passes over memory; the same result (backend hf)")
+    estimate: bool = arg(False, "print which cards the run fits on, what would make it fit, and end")
+    price_per_hour: float | None = arg(None, "what the machine costs: the plan then says what the run will cost")
+
+
+@dataclass
+class SftArgs(LoraArgs):
+    """Flags of supervised training, whose rows are known before it begins."""
+
+    auto: bool = arg(True, "choose what the card decides: quantization, packing, micro-batch, checkpointing, kernels")
+    packing: bool = arg(False, "a batch's rows end to end without padding, each seeing itself only")
+    show_mask: int = arg(0, "print N rows with the trained tokens marked, then train")
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,13 +92,14 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean --{near[0]}?" if near else "; --help lists this recipe's flags, --help_all every one"
 
 
-def parse(script, defaults, demo, own, trainer=None, argv=None):
+def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Namespace:
     """Parse a script's command line.
 
     script: the script's __file__; its docstring and the comments in DEFAULTS are what --help prints.
-    defaults, demo: dicts of flag -> value. own: dataclasses with the script's own flags.
-    trainer: the trainer's config class as "module:Class"; each of its fields becomes a flag, too.
-    Returns an instance of each dataclass in `own`, then of the trainer's config if there is one (a single one: itself).
+    defaults, demo: dicts of flag -> value. flags: a dataclass with the script's flags; without a trainer each of
+    `defaults` that it lacks is a flag, too, of its value's type.
+    trainer: the trainer's config class as "module:Class"; each of its fields becomes a flag, see `trainer_config`.
+    Returns all values by name, and `given`, the set of names that stand in the YAML file or on the command line.
     Raises SystemExit with one line that names the flag, or the YAML file and its key.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -64,72 +112,139 @@ def parse(script, defaults, demo, own, trainer=None, argv=None):
     first.add_argument("--help", "-h", action="store_true")
     first.add_argument("--help_all", "--help-all", action="store_true")
     switches, rest = first.parse_known_args(argv)
-    values = defaults | (demo if switches.demo else {})
-
-    parser = Parser()
-    for dataclass in own:
-        _add_flags(parser, dataclass, values)
+    values, parser = defaults | (demo if switches.demo else {}), Parser()
+    for name, hint, default, text in _declared(flags):
+        _add(parser, name, values.get(name, default), text, **_options(hint))
+    own = {action.dest for action in parser._actions}
+    for name in () if trainer else [name for name in defaults if name not in own]:
+        _add(parser, name, values[name], "", **_options(type(defaults[name])))
     if switches.help:
         _print_help(script, parser, defaults, demo, trainer)
         raise SystemExit(0)
-    content = _load_yaml(parser, switches.config) if switches.config else {}
-    config_class = None
-    if trainer:
-        peek = Parser()
-        peek.add_argument("--backend", default=content.get("backend") or parser.get_default("backend") or "hf")
-        # An estimate computes nothing, so it has to answer without the GPU that Unsloth asks for.
-        backend = "hf" if "--estimate" in rest else peek.parse_known_args(rest)[0].backend
-        config_class = _import_trainer(trainer, backend)
-        _add_flags(parser, config_class, {"bf16": None} | values)
-    unknown = set(defaults) | set(demo)
-    unknown -= {action.dest for action in parser._actions}
+    for name, options, default, text in _trainer_fields(trainer.split(":")[1]) if trainer else ():
+        if name not in own:  # a script's own flag stands before the trainer's of the same name
+            _add(parser, name, values.get(name, default), text, **options)
+    known = {action.dest for action in parser._actions}
+    unknown = (set(defaults) | set(demo)) - known
     assert not unknown, f"DEFAULTS or DEMO names flags that do not exist: {sorted(unknown)}"
     if switches.help_all:
         parser.print_help()
         raise SystemExit(0)
 
-    namespace = argparse.Namespace()
-    if switches.config:
+    args = argparse.Namespace()
+    content = _load_yaml(parser, switches.config) if switches.config else {}
+    if content:
         parser.source = f"{switches.config}: "
-        namespace = parser.parse_args(_yaml_flags(parser, content), namespace)
+        args = parser.parse_args(_yaml_flags(parser, content), args)
         parser.source = ""
-    namespace = parser.parse_args(rest, namespace)
-    parts = [dataclass(**_values_of(namespace, dataclass)) for dataclass in own]
-    for part in parts:
-        if hasattr(part, "auto"):
-            part.given = sorted({flag.split("=")[0][2:].replace("-", "_") for flag in rest if flag.startswith("--")})
-    if config_class:
-        shadowed = {field.name for dataclass in own for field in dataclasses.fields(dataclass)}
-        values = {k: v for k, v in _values_of(namespace, config_class).items() if k not in shadowed}
-        parts.append(_build_config(parser, config_class, values))
-    return parts[0] if len(parts) == 1 else parts
+    args = parser.parse_args(rest, args)
+    typed = {flag.split("=")[0][2:].replace("-", "_") for flag in rest if flag.startswith("--")}
+    args.given = sorted((typed | set(content)) & known)
+    args.trainer, args.own_flags = trainer, sorted(own)
+    return args
 
 
-def _add_flags(parser, dataclass, values):
-    """One flag a field. Types that argparse lacks (dicts as JSON, `X | None`, enums as text) are mapped here."""
-    hints = typing.get_type_hints(dataclass)
-    for field in dataclasses.fields(dataclass):
-        if not field.init or any(action.dest == field.name for action in parser._actions):
-            continue  # a script's own flag stands before the trainer's of the same name
-        hint, options = hints[field.name], {}
-        union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        kinds = [kind for kind in (hint.__args__ if union else [hint]) if kind is not type(None)]
-        lists = [kind for kind in kinds if typing.get_origin(kind) is list]
-        if typing.get_origin(kinds[0]) is typing.Literal:
-            kind, options["choices"] = str, kinds[0].__args__
-        elif lists and lists[0].__args__[0] in (str, float):
-            kind, options["nargs"] = lists[0].__args__[0], "+"
-        elif any(kind is dict or typing.get_origin(kind) is dict for kind in kinds):
-            kind = _json
-        elif kinds == [bool]:
-            kind, options["nargs"], options["const"] = _boolean, "?", True
-        else:
-            kind = kinds[0] if len(kinds) == 1 and kinds[0] in (int, float) else str
+def trainer_config(args):
+    """The trainer's config (trl.SFTConfig, ...) with the flags' values, the device and the 16-bit type of this machine.
+
+    Decides args.backend ("unsloth" or "hf") first: Unsloth patches TRL. This is where torch is loaded.
+    """
+    args.backend = device.decide_backend(args.backend)
+    import torch
+
+    module, name = args.trainer.split(":")
+    config_class = getattr(importlib.import_module(module), name)
+    cuda, own = torch.cuda.is_available(), set(args.own_flags)
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(config_class)
+              if field.init and field.name not in own and getattr(args, field.name, _UNSET) is not _UNSET}  # fmt: skip
+    if not cuda:
+        values["use_cpu"] = True
+    if values["bf16"] is None and not values["fp16"]:
+        values["bf16"] = device.has_bf16()
+        values["fp16"] = cuda and not values["use_cpu"] and not values["bf16"]  # a T4 has no bf16
+    try:
+        return config_class(**values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}") from None
+
+
+_UNSET = object()
+
+
+def _add(parser, name, default, text, **options):
+    names = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+    text = text.replace("%%", "%").replace("%", "%%")
+    default = argparse.SUPPRESS if default is _UNSET else default
+    parser.add_argument(*names, dest=name, default=default, help=text, **options)
+
+
+def _declared(dataclass):
+    """(name, type, default, help) of a dataclass's flags, those of the class itself before those of its bases."""
+    hints, fields = typing.get_type_hints(dataclass), {field.name: field for field in dataclasses.fields(dataclass)}
+    names = dict.fromkeys(name for each in dataclass.__mro__ for name in vars(each).get("__annotations__", ()))
+    for name in names:
+        field = fields[name]
         default = field.default_factory() if field.default is dataclasses.MISSING else field.default
-        names = dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}"])
-        text = field.metadata.get("help", "").replace("%%", "%").replace("%", "%%")
-        default = values.get(field.name, default)
-        parser.add_argument(*names, dest=field.name, type=kind, default=default, help=text, **options)
+        yield name, hints[name], default, field.metadata.get("help", "")
+
+
+def _options(hint):
+    """argparse's options for a type: `X | None` is X, a list takes several values."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    kinds = [kind for kind in (hint.__args__ if union else [hint]) if kind is not type(None)]
+    if typing.get_origin(kinds[0]) is Literal:
+        return dict(type=str, choices=kinds[0].__args__)
+    if kinds == [bool]:
+        return dict(type=_boolean, nargs="?", const=True)
+    if kinds[0] is list or typing.get_origin(kinds[0]) is list:
+        return dict(type=(typing.get_args(kinds[0]) or [str])[0], nargs="+")
+    return dict(type=kinds[0] if kinds[0] in (int, float) else str)
+
+
+def _trainer_fields(name):
+    """(name, argparse's options, default, help) of each field of a config class and its bases, from their source.
+
+    Importing the class would load torch. A default that is no plain value is left to the class.
+    """
+    package, _, inside = SOURCES[name].partition("/")
+    folder = importlib.util.find_spec(package).submodule_search_locations[0]
+    tree = ast.parse((Path(folder) / inside).read_text(encoding="utf-8"))
+    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    fields = {}
+    for base in found.bases:
+        fields |= {field[0]: field for field in _trainer_fields(ast.unparse(base))}
+    for node in found.body:
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        call = {}
+        if isinstance(node.value, ast.Call):
+            call = {each.arg: _literal(each.value) for each in node.value.keywords}
+        default = call.get("default", _UNSET) if isinstance(node.value, ast.Call) else _literal(node.value)
+        if call.get("init", True) is True:
+            metadata = call["metadata"] if isinstance(call.get("metadata"), dict) else {}
+            option = _trainer_options(ast.unparse(node.annotation))
+            fields[node.target.id] = (node.target.id, option, default, str(metadata.get("help", "")))
+    return list(fields.values())
+
+
+def _literal(node):
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return _UNSET
+
+
+def _trainer_options(annotation):
+    """argparse's options for the text of a type: `dict[str, Any] | str | None` takes JSON."""
+    kinds = [kind.strip() for kind in re.sub(r"\[[^]]*, [^]]*\]", "", annotation).split("|") if kind.strip() != "None"]
+    lists = re.search(r"list\[(str|float)\]", annotation)
+    if lists:
+        return dict(type={"str": str, "float": float}[lists[1]], nargs="+")
+    if "dict" in kinds:
+        return dict(type=_json)
+    if kinds == ["bool"]:
+        return dict(type=_boolean, nargs="?", const=True)
+    return dict(type={("int",): int, ("float",): float}.get(tuple(kinds), str))
 
 
 def _boolean(text):
@@ -176,36 +291,6 @@ def _yaml_flags(parser, content):
         else:
             flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
-
-
-def _import_trainer(trainer, backend):
-    from common import models
-
-    models.import_backend(backend)  # Unsloth must be imported before TRL
-    module, name = trainer.split(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _values_of(namespace, dataclass):
-    return {field.name: getattr(namespace, field.name) for field in dataclasses.fields(dataclass) if field.init}
-
-
-def _build_config(parser, config_class, values):
-    """The trainer's config, with what only this machine can tell: the device and the 16-bit type."""
-    import torch
-
-    from common import models
-
-    cuda = torch.cuda.is_available()
-    if not cuda:
-        values["use_cpu"] = True
-    if values["bf16"] is None and not values["fp16"]:
-        values["bf16"] = models.has_bf16()
-        values["fp16"] = cuda and not values["use_cpu"] and not values["bf16"]  # a T4 has no bf16
-    try:
-        return config_class(**values)
-    except (ValueError, TypeError, KeyError) as error:
-        parser.error(" ".join(str(error).split()))
 
 
 def _print_help(script, parser, defaults, demo, trainer):

@@ -1,20 +1,24 @@
 # Generated from common/runs.py: edit that file, then run `make sync`.
-"""One folder a run: what was asked, what happened, what came out. Resumes what was cut off, never deletes results.
+"""One folder per run: what was asked, what happened, what came out. Resumes what was cut off, never deletes results.
 
 OUTPUT_DIR/<task>/<time>/run.json       arguments, versions, GPU, git revision, data digest, seconds, tokens, peak GB
-                         metrics.jsonl  every logged number, a line a log
+                         metrics.jsonl  every logged number, one line per log
                          loss.png       training and held-out loss
                          checkpoint-N/  the newest three and the best
+                         README.md      the run's card: base, data, before and after, how to use it
                          the adapter and its tokenizer
+
+A recipe of several stages keeps each in OUTPUT_DIR/<task>/<stage>/<time>. Imports torch: for after the parsing.
 """
 
-import fcntl
 import gc
 import hashlib
 import importlib.util
 import json
 import math
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,101 +27,132 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from common.masks import trained_share
-from common.models import sharded, widen_adapters
-from common.paths import TASK_DIR, check_disk, output_dir
+import numpy
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from common import device, tokens
+from common.files import free_name, read_json, replace_text, save_figure, take_lock, write_json
+from common.models import widen_adapters
+from common.paths import TASK_DIR, check_disk, command, output_dir
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
 # Where a run is written and what it is said to cost do not change what it computes.
 NOT_IN_IDENTITY = (
-    "output_dir",
-    "logging_dir",
-    "run_name",
-    "price_per_hour",
-    "show_mask",
-    "auto",
-    "estimate",
-    "given",
-    "local_rank",
-)
+    "output_dir", "logging_dir", "run_name", "price_per_hour", "show_mask", "auto", "estimate", "given", "local_rank",
+    "own_flags", "trainer", "reuse",
+)  # fmt: skip
 
 
 class Run:
-    """The plan, the folder and the record of one training run.
+    """The folder and the record of one run: of a trainer, or of a loop that a script writes itself.
 
-    config: the trainer's config; its output_dir becomes the run's folder. args, model_args: the script's own flags.
-    dataset: the tokenized training set, a `datasets.Dataset` with a column input_ids; for GRPO that of the prompts.
-    draw: called with the run's folder instead of drawing loss.png.
+    args: the script's flags. config, dataset: of a trainer its config, whose output_dir becomes the run's folder, and the
+    tokenized training set, for GRPO that of the prompts. draw: called with the folder instead of drawing loss.png.
+    stage, inputs: of an own loop its name and the digests of what it reads. marker: the file without which a checkpoint is
+    not complete; None: the stage has no checkpoints and finds its way through its own folder.
+
+    A run with the same arguments and inputs that was cut off is gone on with. Afterwards: folder; checkpoint (a folder to
+    go on from, or None); finished (with --reuse: it was made before); stop (the signal that asked to save and end).
     """
 
-    def __init__(self, config, args, model_args, dataset, draw=None):
-        self.draw, self.group = draw, getattr(config, "num_generations", None) or 1  # GRPO: completions a prompt
-        self.model, self.price = model_args.model, args.price_per_hour
-        self.rows, self.tokens, self.share = len(dataset), count_tokens(dataset), trained_share(dataset)
-        self.rows_a_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
-        steps_an_epoch = math.ceil(self.rows * self.group / self.rows_a_step)
-        self.steps = config.max_steps if config.max_steps > 0 else math.ceil(steps_an_epoch * config.num_train_epochs)
-
-        arguments = json.loads(json.dumps(config.to_dict() | vars(args) | vars(model_args), default=str))
-        asked = {name: value for name, value in arguments.items() if name not in NOT_IN_IDENTITY}
-        data = digest(dataset)
+    def __init__(self, args, config=None, dataset=None, draw=None, stage="", inputs=None, marker="trainer_state.json"):
+        self.config, self.stage, self.marker, self.draw = config, stage, marker, draw
+        arguments, asked = vars(args), args.output_dir
+        self.main, self.world = True, 1
+        if config:
+            self._plan(args, config, dataset)
+            inputs = tokens.digest(dataset)
+            arguments = arguments | config.to_dict() | {name: arguments[name] for name in args.own_flags}
+            asked = None if config.output_dir in (None, "trainer_output") else config.output_dir
+            self.main, self.world = config.process_index == 0, config.world_size
+        arguments = json.loads(json.dumps(arguments, default=str))
+        same = {name: value for name, value in arguments.items() if name not in NOT_IN_IDENTITY}
         self.record = {
-            "identity": hashlib.sha256(json.dumps([asked, data], sort_keys=True).encode()).hexdigest(),
+            "identity": digest([stage, same, inputs]),
+            "task": TASK_DIR.name,
+            "stage": stage,
             "status": "unfinished",
+            "started": time.time(),
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "data_sha256": data,
-            "device": device_name(),
+            "data_sha256" if config else "inputs": inputs,
+            "device": device.name(),
             "versions": {name: version(name) for name in LIBRARIES if importlib.util.find_spec(name)},
             "git": git_revision(),
             "arguments": arguments,
         }
-        self.signal, self.training, self.lock = None, False, None
-        explicit = config.output_dir not in (None, "trainer_output")
-        wanted = Path(config.output_dir).expanduser() if explicit else output_dir() / time.strftime("%Y%m%d-%H%M%S")
-        check_disk(wanted.parent, 500_000_000 if config.use_cpu else 3_000_000_000, "checkpoints and the adapter")
-        self.main, self.world = config.process_index == 0, config.world_size
+        self.stop, self.training, self.lock, self.finished = None, False, None, False
+        wanted = Path(asked).expanduser() if asked else output_dir() / stage / time.strftime("%Y%m%d-%H%M%S")
+        on_gpu = config and not config.use_cpu
+        check_disk(wanted.parent, 3_000_000_000 if on_gpu else 500_000_000, "checkpoints and the adapter")
         found = [None, None]
         if self.main:
-            found = self._resumable(wanted, explicit) or (free_name(wanted), None)
-        if self.world > 1:  # several processes, one a GPU, share the folder that the first one found
+            found = self._earlier(wanted, bool(asked), getattr(args, "reuse", False)) or (free_name(wanted), None)
+        if self.world > 1:  # several processes, one per GPU, share the folder that the first one found
             from accelerate.utils import broadcast_object_list
 
             found = broadcast_object_list(list(found))
         self.folder, self.checkpoint = found
-        config.output_dir = str(self.folder)
-        self._print_plan()
+        if config:
+            config.output_dir = str(self.folder)
+        self._say()
 
-    def _resumable(self, wanted, explicit):
-        """An unfinished run with the same arguments and data that has a complete checkpoint and no live process."""
-        folders = wanted.parent.glob(f"{wanted.name}*" if explicit else "*")
-        for folder in sorted(folders, reverse=True):
-            old = read_record(folder)
-            if old.get("identity") != self.record["identity"] or old.get("status") == "finished":
+    def _earlier(self, wanted, explicit, reuse):
+        """(folder, checkpoint) of a run with the same arguments and inputs: finished, with --reuse; or unfinished, with a
+        complete checkpoint and no live process."""
+        name = rf"{re.escape(wanted.name)}(-\d+)?" if explicit else ".*"
+        folders = [each for each in wanted.parent.glob("*") if re.fullmatch(name, each.name)]
+        for folder in sorted(
+            folders, key=lambda each: str(read_json(each / "run.json").get("started", "")), reverse=True
+        ):
+            old = read_json(folder / "run.json")
+            complete = (
+                [each for each in checkpoints(folder) if (each / self.marker).is_file()] if self.marker else [folder]
+            )
+            if old.get("status") != "finished" and complete and old and "task" not in old:
+                print(
+                    f"      {folder.name} was begun by an older version of this recipe: it is kept, and not gone on with"
+                )
+            if old.get("identity") != self.record["identity"]:
                 continue
-            # The trainer writes this file last: where it can be read, the checkpoint was not cut off.
-            complete = [each for each in checkpoints(folder) if read_record(each, "trainer_state.json")]
-            if complete and (lock := take_lock(folder)):
-                self.lock = lock
+            if old["status"] == "finished" and reuse:
+                self.finished, self.record = True, old
+                return folder, None
+            if old["status"] != "finished" and complete and (lock := take_lock(folder)):
+                self.lock, self.record = lock, old | self.record | {"started": old["started"]}
                 return folder, complete[-1]
         return None
 
-    def _print_plan(self):
-        epochs = self.steps * self.rows_a_step / (self.rows * self.group)
-        plan = (
-            f"plan: {self.rows:,} rows, {self.tokens:,} tokens ({self.tokens / self.rows:.0f} a row, {self.share:.0%} "
-            f"trained on); {self.steps:,} optimizer "
-            f"steps of {self.rows_a_step} rows = {epochs:.2g} epochs, about {self.tokens * epochs:,.0f} tokens"
-        )
-        if self.group > 1:
+    def _plan(self, args, config, dataset):
+        """How much the trainer will see."""
+        self.model, self.price = args.model, args.price_per_hour
+        self.group = getattr(config, "num_generations", None) or 1  # GRPO: completions per prompt
+        self.rows, self.tokens, self.share = len(dataset), sum(tokens.lengths(dataset)), tokens.trained_share(dataset)
+        self.rows_per_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+        steps_per_epoch = math.ceil(self.rows * self.group / self.rows_per_step)
+        self.steps = config.max_steps if config.max_steps > 0 else math.ceil(steps_per_epoch * config.num_train_epochs)
+
+    def _say(self):
+        if self.config:
+            epochs = self.steps * self.rows_per_step / (self.rows * self.group)
             plan = (
-                f"plan: {self.rows:,} prompts of {self.tokens / self.rows:.0f} tokens; {self.steps:,} optimizer steps of "
-                f"{self.rows_a_step} completions, {self.group} a prompt = {epochs:.2g} epochs"
+                f"plan: {self.rows:,} rows, {self.tokens:,} tokens ({self.tokens / self.rows:.0f} per row, {self.share:.0%} "
+                f"trained on); {self.steps:,} optimizer "
+                f"steps of {self.rows_per_step} rows = {epochs:.2g} epochs, about {self.tokens * epochs:,.0f} tokens"
             )
-        print(f"{plan}\nrun:  {self.folder}")
-        if self.steps > 10_000:
-            print(
-                f"      {self.steps:,} steps are days on any card. --max_steps 2000: {2000 * self.rows_a_step:,} rows"
-            )
+            if self.group > 1:
+                plan = (
+                    f"plan: {self.rows:,} prompts of {self.tokens / self.rows:.0f} tokens; {self.steps:,} optimizer steps of "
+                    f"{self.rows_per_step} completions, {self.group} per prompt = {epochs:.2g} epochs"
+                )
+            print(plan)
+            if self.steps > 10_000:
+                rows = 2000 * self.rows_per_step
+                print(f"      {self.steps:,} steps are days on any card. --max_steps 2000: {rows:,} rows")
+        print(f"{self.stage or 'run'}: {self.folder}")
+        if self.finished:
+            print("      finished before with these arguments and inputs")
         if self.checkpoint:
             print(f"      an unfinished run with these arguments and this data goes on from {self.checkpoint.name}")
 
@@ -125,7 +160,10 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.main and not self.checkpoint:
             self.lock = take_lock(self.folder)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        self.training, self.began = not self.config, time.time()
         self.note(status="unfinished")
         return self
 
@@ -134,15 +172,25 @@ class Run:
             signal.signal(number, handler)
         if kind is not None:
             self.note(stopped_by=f"{kind.__name__}: {error}"[:500])
-            self.plot()
+            if self.config:
+                self.draw_loss()
+        elif not self.config:
+            self.finish(seconds=round(time.time() - self.began, 1), **device.peak_memory())
+        elif self.main:
+            self.card()
         if self.lock:
-            self.lock.close()
+            self.lock.release()
 
     def _on_signal(self, number, frame):
-        if not self.training or self.signal:
+        if not self.training or self.stop:
             raise SystemExit(128 + number)
-        self.signal = number
+        self.stop = number
         os.write(2, b"\nstopping: a checkpoint is saved after this step; the same command goes on from it\n")
+
+    def end_if_stopped(self):
+        """After a checkpoint: leave with 128 + N if signal N asked for it."""
+        if self.stop:
+            raise SystemExit(128 + self.stop)
 
     def note(self, **facts):
         """Add facts to run.json."""
@@ -150,20 +198,74 @@ class Run:
         if self.main:
             write_json(self.folder / "run.json", self.record)
 
+    def finish(self, **facts):
+        self.note(status="finished", finished=time.time(), **facts)
+        print(f"saved: {self.folder}")
+
+    # metrics.jsonl
+
+    def log(self, step, metrics):
+        """Append one line to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 2)} | metrics) + "\n")
+
+    def metrics(self) -> list[dict]:
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def cut_metrics(self, step):
+        """Forget what was logged after `step`: those updates are done again."""
+        kept = "".join(json.dumps(log) + "\n" for log in self.metrics() if log["step"] <= step)
+        replace_text(self.folder / "metrics.jsonl", kept)
+
+    def plot(self, file, panels, x="update"):
+        """Draw metrics.jsonl as rows of three small plots. panels: title -> {name of a metric: its label}."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        logs, columns = self.metrics(), min(3, len(panels))
+        rows, size = -(-len(panels) // 3), (8, 4.5) if len(panels) == 1 else (13, 3.2 * -(-len(panels) // 3))
+        figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
+            for name, label in names.items():
+                points = [(log["step"], log[name]) for log in logs if log.get(name) is not None]
+                if points:
+                    marker = "o" if name.startswith("eval_") else None
+                    axis.plot(*zip(*points, strict=True), label=label, linewidth=1.3, marker=marker, markersize=4)
+            axis.set(title=title, xlabel=x)
+            axis.grid(alpha=0.3)
+            if len(names) > 1 and axis.lines:
+                axis.legend()
+        save_figure(figure, self.folder / file)
+
+    def draw_loss(self):
+        """Draw loss.png, or what `draw` draws, if anything was logged."""
+        if not self.main or not self.metrics():
+            return
+        if self.draw:
+            return self.draw(self.folder)
+        title = f"{TASK_DIR.name}: {self.folder.name}; cross-entropy per token"
+        self.plot("loss.png", {title: {"loss": "training", "eval_loss": "held out"}}, x="optimizer step")
+
+    # a trainer's run
+
     def train(self, trainer):
         """Train, from the checkpoint if there is one. Ends the process with 128 + N when signal N asked it to stop."""
-        import torch
-
-        seen = count_tokens(trainer.train_dataset)
+        seen = sum(tokens.lengths(trainer.train_dataset))
         if seen != self.tokens:
             raise SystemExit(
                 f"the trainer sees {seen:,} tokens instead of {self.tokens:,}: it cuts rows at another length."
             )
         widen_adapters(trainer.model)
-        start = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0
+        start = number_of(self.checkpoint) if self.checkpoint else 0
         if self.main:
-            self._cut_metrics(start)
-        trainer.add_callback(self._recorder())
+            self.cut_metrics(start)
+        trainer.add_callback(Recorder(self))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         gc.collect()
@@ -174,7 +276,7 @@ class Run:
         except torch.cuda.OutOfMemoryError as error:
             raise SystemExit(
                 f"{str(error).splitlines()[0]}\nTry, in this order: --per_device_train_batch_size 1 with "
-                f"--gradient_accumulation_steps {self.rows_a_step // self.world} (the same updates); --quantization 4bit; "
+                f"--gradient_accumulation_steps {self.rows_per_step // self.world} (the same updates); --quantization 4bit; "
                 "--gradient_checkpointing true; a smaller --max_length; a smaller --model."
             ) from None
         except Exception as error:
@@ -186,233 +288,190 @@ class Run:
         finally:
             self.training = False
         seconds, steps = time.time() - began, trainer.state.global_step - start
-        tokens = round(self.tokens / self.rows * self.rows_a_step * steps)  # padding is not counted
-        self.note(steps=trainer.state.global_step, seconds=round(seconds, 1), tokens=tokens, **peak_memory())
-        self.plot()
-        if self.signal:
-            raise SystemExit(128 + self.signal)
-
-    def _cut_metrics(self, step):
-        """Forget what was logged after the checkpoint: those steps are done again."""
-        file = self.folder / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        keep = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        replace_text(file, "".join(keep))
-
-    def _recorder(self):
-        import torch
-        from tqdm import tqdm
-        from transformers import TrainerCallback
-
-        run, times = self, []
-
-        class Recorder(TrainerCallback):
-            def on_log(self, args, state, control, logs=None, **kwargs):
-                if not run.main:
-                    return
-                with open(run.folder / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps({"step": state.global_step, "time": round(time.time(), 2)} | logs) + "\n")
-
-            def on_step_end(self, args, state, control, **kwargs):
-                times.append(time.time())
-                if len(times) == 20:
-                    step = (times[-1] - times[0]) / 19  # the first step compiles and warms up
-                    left = step * (run.steps - state.global_step)
-                    price = f", {left / 3600 * run.price:.2f} at {run.price} an hour" if run.price else ""
-                    hours = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.1f} minutes"
-                    tqdm.write(f"{step:.2f} s a step: the rest takes about {hours}{price}")
-                stop = bool(run.signal)
-                if run.world > 1:  # all processes stop after the same step, or the others wait for ever
-                    flag = torch.tensor(int(stop), device=args.device)
-                    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-                    stop = bool(flag)
-                if stop:
-                    control.should_save = control.should_training_stop = True
-
-            def on_save(self, args, state, control, **kwargs):
-                if not run.main:
-                    return
-                best = Path(state.best_model_checkpoint or "").name
-                for old in checkpoints(run.folder)[:-3]:
-                    if old.name != best:
-                        shutil.rmtree(old)
-                run.plot()
-
-        return Recorder()
-
-    def plot(self):
-        """Draw loss.png, or what `draw` draws, from metrics.jsonl, if anything was logged."""
-        file = self.folder / "metrics.jsonl"
-        if not self.main or not file.exists():
-            return
-        if self.draw:
-            return self.draw(self.folder)
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        logs = [json.loads(line) for line in file.read_text().splitlines()]
-        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        for key, label, marker in (("loss", "training", None), ("eval_loss", "held out", "o")):
-            points = [(log["step"], log[key]) for log in logs if key in log]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label)
-        axes.set(xlabel="optimizer step", ylabel="cross-entropy a token", title=f"{TASK_DIR.name}: {self.folder.name}")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-        figure.savefig(self.folder / ".loss.png", format="png", dpi=120)
-        pyplot.close(figure)
-        os.replace(self.folder / ".loss.png", self.folder / "loss.png")
+        seen = round(self.tokens / self.rows * self.rows_per_step * steps)  # padding is not counted
+        self.note(steps=trainer.state.global_step, seconds=round(seconds, 1), tokens=seen, **device.peak_memory())
+        self.draw_loss()
+        self.end_if_stopped()
 
     def save(self, trainer, tokenizer, **texts):
         """Write the adapter, its tokenizer and `texts` (name=content, as name.txt) to the run's folder."""
         made = self.folder / ".saving"
         # Where FSDP has the model in pieces, every process takes part in putting it together.
-        whole = trainer.accelerator.get_state_dict(trainer.model) if sharded() else None
+        whole = trainer.accelerator.get_state_dict(trainer.model) if device.sharded() else None
         if not self.main:
             return
-        trainer.model.save_pretrained(made, state_dict=whole)
-        tokenizer.save_pretrained(made)
-        (made / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        settings = json.loads((made / "adapter_config.json").read_text())
-        settings["base_model_name_or_path"] = self.model  # as asked for: a path here means nothing elsewhere
-        write_json(made / "adapter_config.json", settings)
+        save_adapter(trainer.model, tokenizer, made, self.model, whole)
         for name, text in texts.items():
             (made / f"{name}.txt").write_text(text, encoding="utf-8")
         for file in made.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, and a container runs as another user
             os.replace(file, self.folder / file.name)
         made.rmdir()
-        self.note(status="finished")
-        print(f"saved: {self.folder}")
+        self.card()
+        self.finish()
+
+    def card(self):
+        """Write README.md: what this adapter is, in the form that a hub reads."""
+        record, arguments = self.record, self.record["arguments"]
+        lines = [
+            f"---\nbase_model: {self.model}\nlibrary_name: peft\ntags: [lora, {TASK_DIR.name}]\n---",
+            f"# {TASK_DIR.name}: {self.folder.name}\n",
+            f"A LoRA adapter (r {arguments.get('lora_r')}) for {self.model}, trained by `{record['command']}`.\n",
+            f"- data: {arguments.get('data') or 'the default data set'}; {self.rows:,} rows, {self.tokens:,} tokens "
+            f"(sha256 {record['data_sha256'][:12]})",
+            f"- training: {record.get('steps', 0):,} optimizer steps of {self.rows_per_step} rows, "
+            f"{record.get('seconds', 0):,} s on {record['device']}",
+        ]
+        before, after = numbers(record.get("before", {})), numbers(record.get("after", {}))
+        if after:
+            lines += ["\n| measured on held-out rows | before | after |", "|---|---|---|"]
+            lines += [f"| {name} | {before.get(name, '')} | {value} |" for name, value in after.items()]
+        lines.append(f"\nTo use it:\n\n```sh\n{command('infer.py', '--adapter', self.folder)}\n```\n")
+        replace_text(self.folder / "README.md", "\n".join(lines))
+
+    # checkpoints of a loop that a script writes itself
+
+    def save_state(self, step, state, keep=2):
+        """Write state (torch.save) and the state of all random generators as checkpoint-<step>.
+
+        Under a temporary name first, so that a checkpoint is complete or not there; the oldest ones make room.
+        """
+        new = self.folder / f".checkpoint-{step}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        torch.save({"step": step, "random": random_state(), **state}, new / self.marker)
+        shutil.rmtree(self.folder / f"checkpoint-{step}", ignore_errors=True)
+        os.replace(new, self.folder / f"checkpoint-{step}")
+        for old in checkpoints(self.folder)[:-keep]:
+            shutil.rmtree(old)
+
+    def load_state(self):
+        """The state of the checkpoint to go on from, or None; random generators and metrics are set back to it."""
+        if not self.checkpoint:
+            return None
+        state = torch.load(self.checkpoint / self.marker, map_location="cpu", weights_only=True)
+        set_random_state(state["random"])
+        self.cut_metrics(state["step"])
+        return state
 
 
-def gradient_guard():
-    """A trainer's callback: an update whose gradient is not finite is left out, five in a row end the run.
+class Recorder(TrainerCallback):
+    """Writes metrics.jsonl, says how long it will take, stops after a signal, keeps three checkpoints and the best."""
+
+    def __init__(self, run):
+        self.run, self.times = run, []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.run.main:
+            self.run.log(state.global_step, logs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        run, times = self.run, self.times
+        times.append(time.time())
+        if len(times) == 20:
+            step = (times[-1] - times[0]) / 19  # the first step compiles and warms up
+            left = step * (run.steps - state.global_step)
+            price = f", {left / 3600 * run.price:.2f} at {run.price} per hour" if run.price else ""
+            hours = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.1f} minutes"
+            tqdm.write(f"{step:.2f} s per step: the rest takes about {hours}{price}")
+        stop = bool(run.stop)
+        if run.world > 1:  # all processes stop after the same step, or the others wait for ever
+            flag = torch.tensor(int(stop), device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            stop = bool(flag)
+        if stop:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if not self.run.main:
+            return
+        best = Path(state.best_model_checkpoint or "").name
+        for old in checkpoints(self.run.folder)[:-3]:
+            if old.name != best:
+                shutil.rmtree(old)
+        self.run.draw_loss()
+
+
+class GradientGuard(TrainerCallback):
+    """An update whose gradient is not finite is left out, five in a row end the run.
 
     One gradient that is not a number, and every weight is none. The logs count such updates as skipped_updates.
     """
-    import torch
-    from transformers import TrainerCallback
 
-    class Guard(TrainerCallback):
-        skipped, in_a_row = 0, 0
+    skipped, in_a_row = 0, 0
 
-        def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-            gradients = [each.grad for each in model.parameters() if each.grad is not None]
-            if torch.nn.utils.get_total_norm(gradients).isfinite():
-                self.in_a_row = 0
-                return
-            optimizer.zero_grad()
-            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-            print(f"step {state.global_step + 1}: the gradient is not finite, this update is left out", flush=True)
-            if self.in_a_row == 5:
-                raise SystemExit("stopped: five gradients in a row were not finite. Try a lower --learning_rate.")
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        if torch.nn.utils.get_total_norm(gradients).isfinite():
+            self.in_a_row = 0
+            return
+        optimizer.zero_grad()
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        print(f"step {state.global_step + 1}: the gradient is not finite, this update is left out", flush=True)
+        if self.in_a_row == 5:
+            raise SystemExit("stopped: five gradients in a row were not finite. Try a lower --learning_rate.")
 
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if "reward" in logs:
-                logs["skipped_updates"] = self.skipped
-
-    return Guard()
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "reward" in logs:
+            logs["skipped_updates"] = self.skipped
 
 
-def latest_adapter(task: str = TASK_DIR.name) -> Path:
-    """The newest run of this task that was finished."""
-    finished = [run for run in sorted(output_dir(task).glob("*")) if read_record(run).get("status") == "finished"]
-    if not finished:
-        raise SystemExit(f"no finished run in {output_dir(task)}: run train.py first, or name a folder with --adapter.")
-    return finished[-1]
+def save_adapter(model, tokenizer, folder: Path, base: str, state_dict=None):
+    """An adapter and its tokenizer, with the base named as it was asked for: a path here means nothing elsewhere."""
+    model.save_pretrained(folder, state_dict=state_dict)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    write_json(folder / "adapter_config.json", settings | {"base_model_name_or_path": base})
 
 
-def count_tokens(dataset) -> int:
-    """Tokens in a tokenized dataset."""
-    return sum(
-        len(table["input_ids"].combine_chunks().flatten()) for table in dataset.with_format("arrow").iter(50_000)
-    )
-
-
-def digest(dataset) -> str:
-    """sha256 over a tokenized dataset's values: data, template and tokenizer in one number."""
-    import pyarrow
-
-    state = hashlib.sha256()
-    for table in dataset.with_format("arrow").iter(10_000):
-        for name in sorted(table.column_names):
-            lists = table[name].combine_chunks()
-            if not hasattr(lists, "flatten") or not pyarrow.types.is_integer(lists.flatten().type):
-                continue  # TRL may keep the text beside its tokens
-            state.update(name.encode())
-            state.update(lists.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-            state.update(lists.flatten().to_numpy(zero_copy_only=False).tobytes())
-    return state.hexdigest()
+def number_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """checkpoint-N folders, oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    """checkpoint-N folders, oldest first. A user's checkpoint-3-mine is none."""
+    return sorted(
+        (each for each in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", each.name)), key=number_of
+    )
 
 
-def read_record(folder: Path, name: str = "run.json") -> dict:
-    """run.json of a folder; empty if it has none that can be read."""
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+def digest(content) -> str:
+    """sha256 of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def write_json(file: Path, content):
-    """Write JSON so that the file is either the old or the new one."""
-    replace_text(file, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+def numbers(found, name="") -> dict:
+    """The numbers in nested dicts as "outer inner" -> text."""
+    if isinstance(found, dict):
+        return {
+            key: value
+            for inner, each in found.items()
+            for key, value in numbers(each, f"{name} {inner}".strip()).items()
+        }
+    return (
+        {name: f"{found:,.4g}" if isinstance(found, float) else str(found)} if isinstance(found, (int, float)) else {}
+    )
 
 
-def replace_text(file: Path, text: str):
-    """Write text so that the file is either the old or the new one."""
-    new = file.with_name(f".{file.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, file)
+def random_state():
+    """The state of every generator that something here may draw from, in types that torch.load reads back safely."""
+    kind, keys, *rest = numpy.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
-def take_lock(folder: Path):
-    """The open file that holds a run's folder for this process; None while another one holds it."""
-    file = open(folder / ".lock", "w")  # noqa: SIM115 (held for the whole run)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it however the process ends
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
-def free_name(folder) -> Path:
-    """folder, or folder-2, folder-3, ...: the first one that is not there or empty."""
-    taken = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 1000))]
-    return next(name for name in taken if not name.exists() or not any(name.iterdir()))
-
-
-def device_name() -> str:
-    """The GPU, or the CPU and how many threads torch uses."""
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()
-    features = " ".join(name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if cpu.get(name))
-    return f"{cpu.get('cpu_name', 'CPU')} ({features}), {torch.get_num_threads()} threads"
-
-
-def peak_memory() -> dict:
-    """Peak memory in GB: what torch's tensors took on the GPU and what it reserved, or this process's memory."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        taken, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        return {"peak_gb": round(taken / 1e9, 2), "peak_gb_reserved": round(reserved / 1e9, 2)}
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"peak_gb_process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)}
+def set_random_state(state):
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    numpy.random.set_state((kind, numpy.array(keys, dtype="uint32"), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def git_revision() -> str | None:

