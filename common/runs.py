@@ -106,9 +106,7 @@ class Run:
             folders, key=lambda each: str(read_json(each / "run.json").get("started", "")), reverse=True
         ):
             old = read_json(folder / "run.json")
-            complete = (
-                [each for each in checkpoints(folder) if (each / self.marker).is_file()] if self.marker else [folder]
-            )
+            complete = [each for each in checkpoints(folder) if self._complete(each)] if self.marker else [folder]
             if old.get("status") != "finished" and complete and old and "task" not in old:
                 print(
                     f"      {folder.name} was begun by an older version of this recipe: it is kept, and not gone on with"
@@ -122,6 +120,11 @@ class Run:
                 self.lock, self.record = lock, old | self.record | {"started": old["started"]}
                 return folder, complete[-1]
         return None
+
+    def _complete(self, checkpoint):
+        """The marker is written last: where it can be read, the checkpoint was not cut off."""
+        file = checkpoint / self.marker
+        return bool(read_json(file)) if file.suffix == ".json" else file.is_file()
 
     def _plan(self, args, config, dataset):
         """How much the trainer will see."""

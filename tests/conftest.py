@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import paths  # noqa: E402
+from common import hub, paths  # noqa: E402
 
 os.environ.setdefault("MODELS_DIR", str(ROOT / "models"))
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks a hub is wrong
@@ -23,7 +23,7 @@ paths.load_env()
 @pytest.fixture(scope="session")
 def demo_model():
     """The folder of the demo model, fetched once."""
-    return paths.resolve_model(paths.DEMO_MODEL)
+    return hub.resolve_model(paths.DEMO_MODEL)
 
 
 @pytest.fixture(scope="session")

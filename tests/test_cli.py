@@ -9,7 +9,8 @@ from typing import Literal
 
 import pytest
 
-from common.cli import arg, parse
+from common import cli, device, models
+from common.cli import ModelArgs, SftArgs, arg, parse, trainer_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +29,8 @@ DEMO = dict(max_steps=3)
 
 
 def read(*argv):
-    return parse(__file__, DEFAULTS, DEMO, (Args,), "trl:SFTConfig", list(argv))
+    args = parse(__file__, DEFAULTS, DEMO, Args, "trl:SFTConfig", list(argv))
+    return args, trainer_config(args)
 
 
 def error(*argv):
@@ -90,13 +92,13 @@ def test_a_wrong_yaml_value_names_file_and_key(tmp_path, text, said):
 
 def test_defaults_must_exist():
     with pytest.raises(AssertionError, match="learning_rat"):
-        parse(__file__, dict(learning_rat=1), {}, (Args,), "trl:SFTConfig", [])
+        parse(__file__, dict(learning_rat=1), {}, Args, "trl:SFTConfig", [])
 
 
 def test_without_a_gpu_the_cpu_is_used_and_the_16_bit_type_is_this_machines():
     import torch
 
-    from common.models import has_bf16
+    from common.device import has_bf16
 
     config = read()[1]
     if not torch.cuda.is_available():
@@ -139,10 +141,8 @@ def test_the_backend_that_will_be_used_is_imported_before_the_trainer(tmp_path, 
     """Unsloth patches TRL while it is imported; the default, which no flag names, counts as well."""
     import importlib
 
-    from common import models
-
     order = []
-    monkeypatch.setattr(models, "import_backend", lambda backend: order.append(backend) or "hf")
+    monkeypatch.setattr(device, "decide_backend", lambda backend: order.append(backend) or "hf")
     original = importlib.import_module
 
     def import_module(name, *more, **named):
@@ -151,34 +151,72 @@ def test_the_backend_that_will_be_used_is_imported_before_the_trainer(tmp_path, 
 
     monkeypatch.setattr(importlib, "import_module", import_module)
     config = ["--config", write(tmp_path / "c.yaml", yaml)] if yaml else []
-    parse(__file__, {}, {}, (models.ModelArgs,), "trl:SFTConfig", config + argv)
-    assert order[:2] == [expected, "trl"]
+    args = parse(__file__, {}, {}, ModelArgs, "trl:SFTConfig", config + argv)
+    assert not order
+    trainer_config(args)
+    assert order[:2] == [expected, "trl"] and args.backend == "hf"
 
 
 def test_inference_imports_the_backend_first(tmp_path, monkeypatch):
-    from common import models
-
     def stop(backend):
         raise RuntimeError(backend)
 
-    monkeypatch.setattr(models, "import_backend", stop)
+    monkeypatch.setattr(device, "decide_backend", stop)
     with pytest.raises(RuntimeError, match="auto"):
-        models.load_adapter(tmp_path, models.ModelArgs())
+        models.load_run(models.TrainedRun(tmp_path, tmp_path, {}, {}, {}), ModelArgs())
 
 
 @dataclass
-class Own:
-    auto: bool = arg(True, "has to know what was given")
+class Own(SftArgs):
     packing: bool = arg(False, "SFTConfig has one, too, of another meaning")
 
 
 def test_a_scripts_own_flag_stands_before_the_trainers_of_the_same_name():
-    own, config = parse(__file__, {}, {}, (Own,), "trl:SFTConfig", ["--packing", "true"])
-    assert own.packing is True and config.packing is False
+    args = parse(__file__, {}, {}, Own, "trl:SFTConfig", ["--packing", "true"])
+    assert args.packing is True and trainer_config(args).packing is False
 
 
-def test_auto_learns_what_was_given_on_the_command_line(tmp_path):
+def test_auto_learns_what_was_given_on_the_command_line_or_in_yaml(tmp_path):
     yaml = write(tmp_path / "c.yaml", "gradient_accumulation_steps: 4\n")
     argv = ["--config", yaml, "--per-device-train-batch-size=2", "--packing"]
-    own, config = parse(__file__, {}, {}, (Own,), "trl:SFTConfig", argv)
-    assert own.given == ["packing", "per_device_train_batch_size"] and config.gradient_accumulation_steps == 4
+    args = parse(__file__, dict(max_steps=1), {}, Own, "trl:SFTConfig", argv)
+    assert args.given == ["gradient_accumulation_steps", "packing", "per_device_train_batch_size"]
+    assert args.gradient_accumulation_steps == 4
+
+
+@pytest.mark.parametrize("name", ["trl:SFTConfig", "trl:GRPOConfig", "transformers:TrainingArguments"])
+def test_a_trainers_flags_read_from_its_source_are_those_of_its_class(name):
+    """Names, defaults and types; the class is not imported to parse a command line."""
+    import dataclasses
+    import importlib
+
+    module, config = name.split(":")
+    fields = dataclasses.fields(getattr(importlib.import_module(module), config))
+    real = {each.name: each for each in fields if each.init}
+    found = {each: (options, default) for each, options, default, _ in cli._trainer_fields(config)}
+    assert found.keys() == real.keys()
+    for each, (options, default) in found.items():
+        if default is not cli._UNSET:
+            assert default == real[each].default, each
+        if isinstance(default, (bool, int, float)) and options["type"] is not str:
+            assert options["type"](str(default)) == default, each
+    assert [each for each, (_, default) in found.items() if default is cli._UNSET] == ["optim", "include_for_metrics"]
+
+
+def test_without_a_trainer_every_default_is_a_flag_of_its_type():
+    defaults = dict(rows=20, rate=0.5, deep=True, layers=["q"], word="x", nothing=None)
+    argv = ["--rate", "2", "--deep", "false", "--layers", "a", "b", "--nothing", "y"]
+    args = parse(__file__, defaults, {}, Args, argv=argv)
+    assert (args.rate, args.deep, args.layers, args.nothing, args.word) == (2.0, False, ["a", "b"], "y", "x")
+
+
+TRAINERS = sorted(file for file in ROOT.glob("*/train*.py") if (file.parent / "Dockerfile").is_file())
+
+
+@pytest.mark.parametrize("file", TRAINERS, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_a_wrong_flag_and_a_wrong_path_answer_in_a_second(file, script):
+    for argv, said in ((["--nosuch", "1"], "unknown flag --nosuch"), (["--data", "no/such/data.jsonl"], "data.jsonl")):
+        started = time.time()
+        done = script(file, *argv, check=False)
+        assert done.returncode and said in done.stderr and "Traceback" not in done.stderr
+        assert time.time() - started < 1.5, argv  # 1 s, and a busy machine's delay

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from common import evaluation, models, paths, runs
+from common import answers, device, hub, models, paths, runs, tokens
+from common.files import read_json, write_json
 
 
 def dataset(*rows):
@@ -37,14 +38,14 @@ def test_a_model_is_found_in_either_spelling(tmp_path, monkeypatch, place):
     monkeypatch.setenv("MODELS_DIR", str(tmp_path))
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / "config.json").write_text("{}")
-    assert paths.resolve_model("Qwen/Qwen2.5-7B-Instruct") == tmp_path / place
-    assert paths.resolve_model(str(tmp_path / place)) == tmp_path / place
+    assert hub.resolve_model("Qwen/Qwen2.5-7B-Instruct") == tmp_path / place
+    assert hub.resolve_model(str(tmp_path / place)) == tmp_path / place
 
 
 def test_an_adapter_is_not_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(SystemExit, match="is a LoRA adapter, not a model"):
-        paths.resolve_model(str(tmp_path))
+        hub.resolve_model(str(tmp_path))
 
 
 def test_a_full_or_closed_disk_is_said_first(tmp_path, monkeypatch):
@@ -60,7 +61,7 @@ def test_a_full_or_closed_disk_is_said_first(tmp_path, monkeypatch):
 def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 100)
     with pytest.raises(SystemExit, match=r"holds no \*\.safetensors"):
-        models.choose_quantization("none", tmp_path)
+        hub.choose_quantization("none", tmp_path)
 
 
 def test_demo_model_ids_and_end(demo_model):
@@ -82,11 +83,11 @@ def test_pad_is_never_eos(demo_model, tmp_path):
 
 
 def test_digest_sees_every_value_and_where_rows_end():
-    one = runs.digest(dataset([1, 2, 3], [4, 5]))
-    assert one == runs.digest(dataset([1, 2, 3], [4, 5]))
+    one = tokens.digest(dataset([1, 2, 3], [4, 5]))
+    assert one == tokens.digest(dataset([1, 2, 3], [4, 5]))
     others = [dataset([1, 2, 3], [4, 6]), dataset([1, 2], [3, 4, 5]), dataset([4, 5], [1, 2, 3]), dataset([1, 2, 3])]
-    assert len({one, *map(runs.digest, others)}) == 5
-    assert runs.digest(dataset([0, 0], [1, 2, 3], [4, 5]).select([1, 2])) == one  # a view digests as what it shows
+    assert len({one, *map(tokens.digest, others)}) == 5
+    assert tokens.digest(dataset([0, 0], [1, 2, 3], [4, 5]).select([1, 2])) == one  # a view digests as what it shows
 
 
 def config(tmp_path, **more):
@@ -95,13 +96,13 @@ def config(tmp_path, **more):
     return SFTConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, report_to=[], **more)
 
 
-ARGS, MODEL = SimpleNamespace(price_per_hour=None), SimpleNamespace(model="tiny")
+ARGS = SimpleNamespace(price_per_hour=None, model="tiny", own_flags=["price_per_hour", "model"], output_dir=None)
 
 
 def unfinished(tmp_path, steps, **more):
     """A run that stopped after saving at `steps`; the last checkpoint was cut off while it was written."""
     rows = dataset([1, 2, 3], [4, 5])
-    with runs.Run(config(tmp_path, **more), ARGS, MODEL, rows) as run:
+    with runs.Run(ARGS, config(tmp_path, **more), rows) as run:
         for step in steps:
             folder = run.folder / f"checkpoint-{step}"
             folder.mkdir()
@@ -112,49 +113,44 @@ def unfinished(tmp_path, steps, **more):
 
 def test_only_an_unfinished_run_with_equal_arguments_and_data_is_resumed(tmp_path):
     rows, folder = unfinished(tmp_path, [5, 10, 15])
-    again = runs.Run(config(tmp_path), ARGS, MODEL, rows)
+    again = runs.Run(ARGS, config(tmp_path), rows)
     assert (again.folder, again.checkpoint.name) == (folder, "checkpoint-10")  # 15 was cut off
-    again.lock.close()
-    dearer = runs.Run(config(tmp_path), SimpleNamespace(price_per_hour=3.0), MODEL, rows)
+    again.lock.release()
+    dearer = runs.Run(SimpleNamespace(**vars(ARGS) | {"price_per_hour": 3.0}), config(tmp_path), rows)
     assert dearer.checkpoint  # a price changes nothing that is computed
-    busy = runs.Run(config(tmp_path), ARGS, MODEL, rows)
+    busy = runs.Run(ARGS, config(tmp_path), rows)
     assert busy.folder.name == "run-2" and not busy.checkpoint  # the other still holds the lock
-    dearer.lock.close()
-    other_arguments = runs.Run(config(tmp_path, learning_rate=0.5), ARGS, MODEL, rows)
-    other_data = runs.Run(config(tmp_path), ARGS, MODEL, dataset([1, 2, 3], [4, 9]))
+    dearer.lock.release()
+    other_arguments = runs.Run(ARGS, config(tmp_path, learning_rate=0.5), rows)
+    other_data = runs.Run(ARGS, config(tmp_path), dataset([1, 2, 3], [4, 9]))
     assert [run.checkpoint for run in (other_arguments, other_data)] == [None, None]
-    runs.write_json(folder / "run.json", runs.read_record(folder) | {"status": "finished"})
-    assert runs.Run(config(tmp_path), ARGS, MODEL, rows).checkpoint is None
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"status": "finished"})
+    assert runs.Run(ARGS, config(tmp_path), rows).checkpoint is None
 
 
 def test_three_newest_checkpoints_and_the_best_are_kept(tmp_path):
     _, folder = unfinished(tmp_path, [1, 2, 3, 4, 5, 6])
-    run = SimpleNamespace(folder=folder, main=True, plot=lambda: None)
-    recorder = runs.Run._recorder(run)
+    recorder = runs.Recorder(SimpleNamespace(folder=folder, main=True, draw_loss=lambda: None))
     recorder.on_save(None, SimpleNamespace(best_model_checkpoint=str(folder / "checkpoint-2")), None)
     assert [checkpoint.name[11:] for checkpoint in runs.checkpoints(folder)] == ["2", "4", "5", "6"]
 
 
 def test_the_plan_is_said_with_its_cost(tmp_path, capsys):
-    runs.Run(
-        config(tmp_path, per_device_train_batch_size=2, num_train_epochs=20_000),
-        ARGS,
-        MODEL,
-        dataset([1, 2, 3], [4, 5]),
-    )
+    trainer = config(tmp_path, per_device_train_batch_size=2, num_train_epochs=20_000)
+    runs.Run(ARGS, trainer, dataset([1, 2, 3], [4, 5]))
     said = capsys.readouterr().out
-    assert "2 rows, 5 tokens (2 a row, 60% trained on); 20,000 optimizer steps of 2 rows" in said
+    assert "2 rows, 5 tokens (2 per row, 60% trained on); 20,000 optimizer steps of 2 rows" in said
     assert "days on any card. --max_steps 2000: 4,000 rows" in said
 
 
-@pytest.mark.parametrize(("tokens", "chunk"), [(4096, 1024), (4, 2)])
-def test_heldout_loss_is_token_weighted_and_sees_only_labels(tiny_model, monkeypatch, tokens, chunk):
+@pytest.mark.parametrize(("most", "chunk"), [(4096, 1024), (4, 2)])
+def test_heldout_loss_is_token_weighted_and_sees_only_labels(tiny_model, monkeypatch, most, chunk):
     """Against the definition: -log p of each labelled token, one row at a time, no padding; however it is cut."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(evaluation, "TOKENS", tokens)
-    monkeypatch.setattr(evaluation, "CHUNK", chunk)
+    monkeypatch.setattr(answers, "TOKENS", most)
+    monkeypatch.setattr(answers, "CHUNK", chunk)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     rows = dataset([5, 6, 7, 8, 9], [10, 11], [12, 13, 14])
     total, count = 0.0, 0
@@ -162,7 +158,7 @@ def test_heldout_loss_is_token_weighted_and_sees_only_labels(tiny_model, monkeyp
         logs = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
         for position, label in enumerate(row["labels"][1:]):
             total, count = total - logs[position, label].item(), count + 1
-    measured = evaluation.heldout_loss(model, rows, pad_token_id=0, batch_size=2)
+    measured = answers.heldout_loss(model, rows, pad_token_id=0, batch_size=2)
     assert (measured["tokens"], measured["rows"]) == (count, 3) == (7, 3)
     assert measured["loss"] == pytest.approx(total / count, abs=1e-5)
 
@@ -174,9 +170,95 @@ def test_batched_answers_equal_single_ones(demo_model):
     tokenizer = models.load_tokenizer(demo_model)
     model = AutoModelForCausalLM.from_pretrained(demo_model, dtype=torch.float32)
     prompts = [tokenizer(text).input_ids for text in ("The capital of France is", "One, two, three, four,", "Water")]
-    batched = evaluation.generate(model, tokenizer, prompts, max_new_tokens=8)
-    single = [evaluation.generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    batched = answers.generate(model, tokenizer, prompts, max_new_tokens=8)
+    single = [answers.generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
     assert batched == single and "Paris" in batched[0] and "five" in batched[1]
+
+
+def finished(folder, **record):
+    """A finished run's folder, with as little in it as can be."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nowhere"}')
+    write_json(folder / "run.json", {"status": "finished"} | record)
+    return folder
+
+
+def test_newest_is_what_was_finished_last_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "output_dir", lambda: tmp_path)
+    with pytest.raises(SystemExit, match="no finished run"):
+        models.latest()
+    finished(tmp_path / "my-first-try", finished=100.0)
+    finished(tmp_path / "20260101-000000", finished=300.0)
+    finished(tmp_path / "zz", status="unfinished")
+    assert models.latest().name == "20260101-000000"
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("[1]")
+    os.utime(finished(tmp_path / "of-the-old-code") / "run.json", (400, 400))  # it has no time: its file's counts
+    assert models.latest().name == "of-the-old-code"
+
+
+def test_a_run_of_another_task_is_refused_by_name(tmp_path):
+    with pytest.raises(SystemExit, match="it is a run of s1_scaling"):
+        models.open_run(finished(tmp_path / "a", task="s1_scaling"))
+    with pytest.raises(SystemExit, match=r"it has no prompt_template\.txt"):
+        models.open_run(finished(tmp_path / "b"), needed=["prompt_template"])
+
+
+def test_a_run_whose_name_begins_alike_is_another_run(tmp_path):
+    rows, folder = unfinished(tmp_path, [5, 10])
+    folder.rename(tmp_path / "run10")
+    assert runs.Run(ARGS, config(tmp_path), rows).checkpoint is None
+
+
+def test_a_users_copies_of_checkpoints_are_kept(tmp_path):
+    _, folder = unfinished(tmp_path, [1, 2, 3, 4, 5])
+    copies = {"checkpoint-best", "checkpoint-3-mine", "checkpoint-0-backup"}
+    for name in copies:
+        (folder / name).mkdir()
+    recorder = runs.Recorder(SimpleNamespace(folder=folder, main=True, draw_loss=lambda: None))
+    recorder.on_save(None, SimpleNamespace(best_model_checkpoint=None), None)
+    left = {each.name for each in folder.glob("checkpoint-*")}
+    assert left == {"checkpoint-3", "checkpoint-4", "checkpoint-5"} | copies
+
+
+def test_the_old_codes_unfinished_run_is_named_and_not_gone_on_with(tmp_path, capsys):
+    rows, folder = unfinished(tmp_path, [5, 10])
+    record = read_json(folder / "run.json")
+    del record["task"]
+    write_json(folder / "run.json", record | {"identity": "of another form"})
+    assert runs.Run(ARGS, config(tmp_path), rows).checkpoint is None
+    assert "run was begun by an older version of this recipe" in capsys.readouterr().out
+
+
+def test_only_documented_names_are_read_from_an_env_file(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("LD_PRELOAD=/evil.so\nMODEL_SOURCE=modelscope\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL_SOURCE", "")
+    monkeypatch.delenv("MODEL_SOURCE")
+    paths.load_env()
+    assert "LD_PRELOAD" not in os.environ and os.environ.pop("MODEL_SOURCE") == "modelscope"
+    documented = (Path(__file__).resolve().parents[1] / ".env.example").read_text().splitlines()
+    names = {line[:-1] for line in documented if line.endswith("=") and not line.startswith("#")}
+    assert {name for name in names if not name.endswith("_DATA_DIR")} == set(paths.VARIABLES)
+
+
+def test_a_command_is_printed_as_it_is_typed_where_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(paths.TASK_DIR)
+    assert paths.command("infer.py", "--adapter", paths.TASK_DIR / "out put") == "python infer.py --adapter 'out put'"
+    monkeypatch.chdir(tmp_path)
+    assert paths.command("infer.py") == f"python {paths.TASK_DIR}/infer.py"
+
+
+def test_a_table_knows_that_chinese_is_wide():
+    from rich.cells import cell_len
+
+    from common.files import text_table
+
+    table = text_table(("name", "rows", ""), [("内科", "1,204", "好"), ("a", "7", "")]).splitlines()
+    ends = [
+        cell_len(line[: line.index(each) + len(each)]) for line, each in zip(table[1:], ("1,204", "7"), strict=True)
+    ]
+    assert ends[0] == ends[1]
 
 
 def test_copies_of_common_are_the_same():
@@ -191,17 +273,16 @@ def test_copies_of_common_are_the_same():
 
 
 def test_after_20_steps_time_and_cost_are_said(tmp_path, capsys):
-    run = SimpleNamespace(steps=100, price=2.5, signal=None, folder=tmp_path, main=True, world=1)
-    recorder = runs.Run._recorder(run)
+    recorder = runs.Recorder(SimpleNamespace(steps=100, price=2.5, stop=None, folder=tmp_path, main=True, world=1))
     for step in range(1, 31):
         recorder.on_step_end(None, SimpleNamespace(global_step=step), SimpleNamespace())
     said = capsys.readouterr().out
-    assert said.count("s a step: the rest takes about") == 1 and "0.00 at 2.5 an hour" in said
+    assert said.count("s per step: the rest takes about") == 1 and "0.00 at 2.5 per hour" in said
 
 
 def test_a_trainer_that_cuts_rows_is_stopped(tmp_path):
     """TRL cuts at 1024 tokens without a word where nobody tells it otherwise."""
-    run = runs.Run(config(tmp_path), ARGS, MODEL, dataset([1, 2, 3], [4, 5]))
+    run = runs.Run(ARGS, config(tmp_path), dataset([1, 2, 3], [4, 5]))
     with pytest.raises(SystemExit, match="sees 4 tokens instead of 5"):
         run.train(SimpleNamespace(train_dataset=dataset([1, 2], [4, 5])))
 
@@ -210,11 +291,9 @@ def test_cudnn_attention_is_off_once_a_backend_is_chosen():
     """Its gradient is NaN at some lengths on Hopper (tests/gpu_equality.py shows it); every model is loaded after this."""
     import torch
 
-    from common import models
-
     torch.backends.cuda.enable_cudnn_sdp(True)
-    models.import_backend.cache_clear()
-    assert models.import_backend("hf") == "hf" and not torch.backends.cuda.cudnn_sdp_enabled()
+    device.decide_backend.cache_clear()
+    assert device.decide_backend("hf") == "hf" and not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize(
@@ -234,7 +313,7 @@ def test_a_download_that_broke_off_is_not_a_model(tmp_path, spoil, wrong):
     import torch
     from safetensors.torch import save_file
 
-    from common.paths import resolve_model
+    from common.hub import resolve_model
 
     for name in "ab":
         save_file({name: torch.zeros(100)}, tmp_path / f"{name}.safetensors")

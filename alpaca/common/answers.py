@@ -81,20 +81,14 @@ def generate(
             if fast:
                 rows = decode(model, batch, max_new_tokens, how.get("temperature", 0), ends, pad)
             else:
-                width = max(map(len, batch))
-                rows = model.generate(
-                    input_ids=torch.tensor([[pad] * (width - len(p)) + p for p in batch], device=model.device),
-                    attention_mask=torch.tensor(
-                        [[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device
-                    ),
-                    max_new_tokens=max_new_tokens,
-                    do_sample="temperature" in how,
-                    eos_token_id=ends,
-                    pad_token_id=pad,
-                    use_cache=True,
-                    streamer=streamer,
-                    **how,
-                )[:, width:].tolist()
+                gaps = [max(map(len, batch)) - len(prompt) for prompt in batch]
+                ids = [[pad] * gap + prompt for gap, prompt in zip(gaps, batch, strict=True)]
+                mask = [[0] * gap + [1] * len(prompt) for gap, prompt in zip(gaps, batch, strict=True)]
+                ids, mask = (torch.tensor(each, device=model.device) for each in (ids, mask))
+                ending = dict(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, use_cache=True)
+                sampled = dict(do_sample="temperature" in how, streamer=streamer)
+                rows = model.generate(input_ids=ids, attention_mask=mask, **ending, **sampled, **how)
+                rows = rows[:, ids.shape[1] :].tolist()
             for i, row in zip(order[start : start + batch_size], rows, strict=True):
                 row = cut(row, ends)
                 answers[i] = row if return_ids else tokenizer.decode(row, skip_special_tokens=True).strip()

@@ -1,16 +1,19 @@
 # Generated from common/hub.py: edit that file, then run `make sync`.
 """How a model's name becomes a folder on this machine, checked before anything is loaded from it."""
 
+import functools
 import json
 import os
 import re
 import struct
 from pathlib import Path
 
+from common import device
 from common.paths import DEMO_MODEL, models_dir
 
 # What a model needs to run. Pickled weights (*.bin, *.pt) can run code when loaded, so they are never fetched.
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+MARGIN = 1.7e9  # beside torch's tensors: CUDA itself, loaded kernels, its libraries' workspaces, a reserve
 
 
 def resolve_model(name: str) -> Path:
@@ -98,6 +101,27 @@ def weight_bytes(folder: Path, four_bit: bool) -> float:
             linear = len(tensor["shape"]) == 2 and not re.search(r"embed|lm_head", name)
             total += size * 0.516 / 2 if four_bit and linear else size
     return total
+
+
+@functools.cache
+def choose_quantization(choice: str, path: Path) -> bool:
+    """Whether to load in 4 bits, by --quantization. Stops where the weights cannot fit, before minutes go into loading."""
+    free, cuda = device.free_bytes()
+    if choice == "4bit" and not cuda:
+        raise SystemExit(f"--quantization 4bit needs an NVIDIA GPU. {device.no_cuda()}")
+    needs = {"none": weight_bytes(path, False), "4bit": weight_bytes(path, True)}
+    if not cuda:
+        choice, needs = "none", {"none": 1.2 * needs["none"]}
+    needs = {name: (size + min(MARGIN, size)) / 1e9 for name, size in needs.items()}
+    free /= 1e9
+    if choice == "auto":
+        choice = "none" if needs["none"] < free else "4bit"
+    if needs[choice] > free:
+        raise SystemExit(
+            f"{path.name} needs about {needs[choice]:.0f} GB of memory, {free:.0f} GB are free. "
+            + ("Try --quantization 4bit." if "4bit" in needs and choice == "none" else "Try a smaller --model.")
+        )
+    return choice == "4bit"
 
 
 def _header(file: Path):

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,8 @@ from typing import Literal
 
 from common import device, paths
 
-# Where the config classes of trainers and their bases are defined.
-SOURCES = {
-    "SFTConfig": "trl/trainer/sft_config.py",
-    "GRPOConfig": "trl/trainer/grpo_config.py",
-    "_BaseConfig": "trl/trainer/base_config.py",
-    "TrainingArguments": "transformers/training_args.py",
-}
+KINDS = {"str": str, "int": int, "float": float}
+_UNSET = object()  # the default of a trainer's flag that is left to its config class
 
 
 def arg(default, help):
@@ -107,10 +101,9 @@ def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Na
     if os.environ.get("RANK", "0") != "0":  # of several processes, one a GPU, the first one speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     first = Parser()
-    first.add_argument("--demo", action="store_true")
     first.add_argument("--config")
-    first.add_argument("--help", "-h", action="store_true")
-    first.add_argument("--help_all", "--help-all", action="store_true")
+    for names in (["--demo"], ["--help", "-h"], ["--help_all", "--help-all"]):
+        first.add_argument(*names, action="store_true")
     switches, rest = first.parse_known_args(argv)
     values, parser = defaults | (demo if switches.demo else {}), Parser()
     for name, hint, default, text in _declared(flags):
@@ -154,9 +147,11 @@ def trainer_config(args):
 
     module, name = args.trainer.split(":")
     config_class = getattr(importlib.import_module(module), name)
-    cuda, own = torch.cuda.is_available(), set(args.own_flags)
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(config_class)
-              if field.init and field.name not in own and getattr(args, field.name, _UNSET) is not _UNSET}  # fmt: skip
+    cuda = torch.cuda.is_available()
+    names = [
+        field.name for field in dataclasses.fields(config_class) if field.init and field.name not in args.own_flags
+    ]
+    values = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if not cuda:
         values["use_cpu"] = True
     if values["bf16"] is None and not values["fp16"]:
@@ -166,9 +161,6 @@ def trainer_config(args):
         return config_class(**values)
     except (ValueError, TypeError, KeyError) as error:
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}") from None
-
-
-_UNSET = object()
 
 
 def _add(parser, name, default, text, **options):
@@ -181,24 +173,22 @@ def _add(parser, name, default, text, **options):
 def _declared(dataclass):
     """(name, type, default, help) of a dataclass's flags, those of the class itself before those of its bases."""
     hints, fields = typing.get_type_hints(dataclass), {field.name: field for field in dataclasses.fields(dataclass)}
-    names = dict.fromkeys(name for each in dataclass.__mro__ for name in vars(each).get("__annotations__", ()))
-    for name in names:
-        field = fields[name]
-        default = field.default_factory() if field.default is dataclasses.MISSING else field.default
-        yield name, hints[name], default, field.metadata.get("help", "")
+    for name in dict.fromkeys(name for each in dataclass.__mro__ for name in vars(each).get("__annotations__", ())):
+        default, factory = fields[name].default, fields[name].default_factory
+        yield name, hints[name], factory() if default is dataclasses.MISSING else default, fields[name].metadata["help"]
 
 
-def _options(hint):
-    """argparse's options for a type: `X | None` is X, a list takes several values."""
-    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    kinds = [kind for kind in (hint.__args__ if union else [hint]) if kind is not type(None)]
-    if typing.get_origin(kinds[0]) is Literal:
-        return dict(type=str, choices=kinds[0].__args__)
-    if kinds == [bool]:
+def _options(hint) -> dict:
+    """argparse's options for a type or the text of one: `X | None` is X, a list takes several values, a dict is JSON."""
+    text = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    kinds = [kind.strip() for kind in re.sub(r"\[[^]]*\]", "", text).split("|") if kind.strip() != "None"]
+    if kinds[0] == "Literal":
+        return dict(type=str, choices=re.findall(r"'([^']*)'", text))
+    if several := re.search(r"list\[(str|int|float)\]|^list()$", text):
+        return dict(type=KINDS.get(several[1], str), nargs="+")
+    if kinds == ["bool"]:
         return dict(type=_boolean, nargs="?", const=True)
-    if kinds[0] is list or typing.get_origin(kinds[0]) is list:
-        return dict(type=(typing.get_args(kinds[0]) or [str])[0], nargs="+")
-    return dict(type=kinds[0] if kinds[0] in (int, float) else str)
+    return dict(type=_json if "dict" in kinds else KINDS.get("|".join(kinds), str))
 
 
 def _trainer_fields(name):
@@ -206,7 +196,10 @@ def _trainer_fields(name):
 
     Importing the class would load torch. A default that is no plain value is left to the class.
     """
-    package, _, inside = SOURCES[name].partition("/")
+    inside = "transformers/training_args.py"
+    if name != "TrainingArguments":
+        inside = f"trl/trainer/{re.sub('(?<=[a-z])(?=C)|(?<=[A-Z])(?=Config)', '_', name.strip('_')).lower()}.py"
+    package, _, inside = inside.partition("/")
     folder = importlib.util.find_spec(package).submodule_search_locations[0]
     tree = ast.parse((Path(folder) / inside).read_text(encoding="utf-8"))
     (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
@@ -214,16 +207,12 @@ def _trainer_fields(name):
     for base in found.bases:
         fields |= {field[0]: field for field in _trainer_fields(ast.unparse(base))}
     for node in found.body:
-        if not isinstance(node, ast.AnnAssign):
-            continue
-        call = {}
-        if isinstance(node.value, ast.Call):
-            call = {each.arg: _literal(each.value) for each in node.value.keywords}
-        default = call.get("default", _UNSET) if isinstance(node.value, ast.Call) else _literal(node.value)
-        if call.get("init", True) is True:
-            metadata = call["metadata"] if isinstance(call.get("metadata"), dict) else {}
-            option = _trainer_options(ast.unparse(node.annotation))
-            fields[node.target.id] = (node.target.id, option, default, str(metadata.get("help", "")))
+        call = node.value if isinstance(node, ast.AnnAssign) else None
+        given = {each.arg: _literal(each.value) for each in call.keywords} if isinstance(call, ast.Call) else {}
+        if isinstance(node, ast.AnnAssign) and given.get("init", True) is True:
+            default = given.get("default", _UNSET) if isinstance(call, ast.Call) else _literal(call)
+            help = given["metadata"].get("help", "") if isinstance(given.get("metadata"), dict) else ""
+            fields[node.target.id] = (node.target.id, _options(ast.unparse(node.annotation)), default, help)
     return list(fields.values())
 
 
@@ -232,19 +221,6 @@ def _literal(node):
         return ast.literal_eval(node)
     except ValueError:
         return _UNSET
-
-
-def _trainer_options(annotation):
-    """argparse's options for the text of a type: `dict[str, Any] | str | None` takes JSON."""
-    kinds = [kind.strip() for kind in re.sub(r"\[[^]]*, [^]]*\]", "", annotation).split("|") if kind.strip() != "None"]
-    lists = re.search(r"list\[(str|float)\]", annotation)
-    if lists:
-        return dict(type={"str": str, "float": float}[lists[1]], nargs="+")
-    if "dict" in kinds:
-        return dict(type=_json)
-    if kinds == ["bool"]:
-        return dict(type=_boolean, nargs="?", const=True)
-    return dict(type={("int",): int, ("float",): float}.get(tuple(kinds), str))
 
 
 def _boolean(text):
@@ -295,10 +271,7 @@ def _yaml_flags(parser, content):
 
 def _print_help(script, parser, defaults, demo, trainer):
     source = Path(script).read_text(encoding="utf-8")
-    reasons = {}
-    for name, reason in re.findall(r"^    (\w+)=.*?,  # (.+)$", source, re.MULTILINE):
-        reasons.setdefault(name, reason)
-    print(ast.get_docstring(ast.parse(source)), "\n\nFlags (and their defaults):\n")
+    reasons = dict(reversed(re.findall(r"^    (\w+)=.*?,  # (.+)$", source, re.MULTILINE)))
     rows = [("--help_all", "every flag, the trainer's too")] if trainer else []
     rows += [("--demo", "a small run that needs no GPU, no hub and no account")] if demo else []
     rows.append(("--config FILE", "flags from a YAML file"))
@@ -310,8 +283,10 @@ def _print_help(script, parser, defaults, demo, trainer):
     rows.append(("", ""))
     for name, value in defaults.items():
         small = f" [demo: {demo[name]}]" if name in demo else ""
-        text = " ".join(value) if isinstance(value, list) else value
-        rows.append((f"--{name} {text}", reasons.get(name, "") + small))
+        rows.append(
+            (f"--{name} {' '.join(value) if isinstance(value, list) else value}", reasons.get(name, "") + small)
+        )
+    print(ast.get_docstring(ast.parse(source)), "\n\nFlags (and their defaults):\n")
     for flag, text in rows:
         print(f"  {flag:<36} {text}" if len(flag) < 37 else f"  {flag}\n  {'':<36} {text}")
     if trainer:

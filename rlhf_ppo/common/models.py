@@ -6,16 +6,15 @@ line (common/device.py). Heavy libraries are imported by the functions that need
 """
 
 import contextlib
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import device, hub
 from common.files import read_json
+from common.hub import MARGIN, choose_quantization  # noqa: F401
 from common.paths import TASK_DIR, output_dir
 
-MARGIN = 1.7e9  # beside torch's tensors: CUDA itself, loaded kernels, its libraries' workspaces, a reserve
 BY_ROW = "varlen"  # the name of common/speed/packing.py's attention
 
 
@@ -40,27 +39,6 @@ def load_tokenizer(path: Path):
     return tokenizer
 
 
-@functools.cache
-def choose_quantization(choice: str, path: Path) -> bool:
-    """Whether to load in 4 bits, by --quantization. Stops where the weights cannot fit, before minutes go into loading."""
-    free, cuda = device.free_bytes()
-    if choice == "4bit" and not cuda:
-        raise SystemExit(f"--quantization 4bit needs an NVIDIA GPU. {device.no_cuda()}")
-    needs = {"none": hub.weight_bytes(path, False), "4bit": hub.weight_bytes(path, True)}
-    if not cuda:
-        choice, needs = "none", {"none": 1.2 * needs["none"]}
-    needs = {name: (size + min(MARGIN, size)) / 1e9 for name, size in needs.items()}
-    free /= 1e9
-    if choice == "auto":
-        choice = "none" if needs["none"] < free else "4bit"
-    if needs[choice] > free:
-        raise SystemExit(
-            f"{path.name} needs about {needs[choice]:.0f} GB of memory, {free:.0f} GB are free. "
-            + ("Try --quantization 4bit." if "4bit" in needs and choice == "none" else "Try a smaller --model.")
-        )
-    return choice == "4bit"
-
-
 def load_base(path: Path, backend: str, nf4, dtype, max_length: int = 2048):
     """The frozen base model, on the GPU if there is one.
 
@@ -76,14 +54,11 @@ def load_base(path: Path, backend: str, nf4, dtype, max_length: int = 2048):
         return FastLanguageModel.from_pretrained(str(path), **options)[0]
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    return AutoModelForCausalLM.from_pretrained(
-        str(path),
-        dtype=dtype,
-        quantization_config=BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype) if nf4 else None,
-        # FSDP reads the weights into memory once and hands each GPU its part.
-        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() and not device.sharded() else None,
-        use_safetensors=True,
-    )
+    # FSDP reads the weights into memory once and hands each GPU its part.
+    where = {"": torch.cuda.current_device()} if torch.cuda.is_available() and not device.sharded() else None
+    four_bit = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype) if nf4 else None
+    options = dict(dtype=dtype, quantization_config=four_bit, device_map=where, use_safetensors=True)
+    return AutoModelForCausalLM.from_pretrained(str(path), **options)
 
 
 def attach(model, lora, backend: str, config):
@@ -95,16 +70,10 @@ def attach(model, lora, backend: str, config):
     if backend == "unsloth":
         from unsloth import FastLanguageModel
 
-        model = FastLanguageModel.get_peft_model(
-            model,
-            r=lora.r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            target_modules=sorted(lora.target_modules),
-            bias=lora.bias,
-            use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
-            random_state=config.seed,
-        )
+        same = {name: getattr(lora, name) for name in ("r", "lora_alpha", "lora_dropout", "bias")}
+        same |= dict(target_modules=sorted(lora.target_modules), random_state=config.seed)
+        checkpointing = "unsloth" if config.gradient_checkpointing else False
+        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=checkpointing, **same)
     else:
         model = get_peft_model(model, lora)
     trained, total = model.get_nb_trainable_parameters()
@@ -185,7 +154,7 @@ def load_run(run: TrainedRun, args, load=load_base, read=load_tokenizer):
 
     tokenizer = read(run.adapter)
     nf4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    four_bit = choose_quantization(args.quantization, run.base)
+    four_bit = hub.choose_quantization(args.quantization, run.base)
     model = load(run.base, args.backend, nf4 if four_bit else None, device.dtype())
     try:
         return PeftModel.from_pretrained(model, str(run.adapter)).eval(), tokenizer
@@ -194,8 +163,8 @@ def load_run(run: TrainedRun, args, load=load_base, read=load_tokenizer):
             raise
         named = json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
         raise SystemExit(
-            f"{run.adapter} was not trained on {run.base.name}: their layers differ in size. Leave --model out; the "
-            f"adapter names its base, {named}."
+            f"{run.adapter} was not trained on {run.base.name}: their layers differ in size. Leave --model out: "
+            f"the adapter names its base, {named}."
         ) from None
 
 

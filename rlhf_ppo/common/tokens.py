@@ -5,6 +5,7 @@ import hashlib
 import itertools
 
 TRAINED, SKIPPED, PLAIN = "\033[32m", "\033[90m", "\033[0m"
+MASKS = ("completion_mask", "assistant_masks")  # TRL's, of rows that it tokenizes
 
 
 def tokenize(rows, encode, max_length, name):
@@ -58,27 +59,21 @@ def labels_of(row) -> list[int]:
     """The labels of a tokenized row: its own, or its tokens where TRL's masks are 1; -100 where nothing is learned."""
     if "labels" in row:
         return list(row["labels"])
-    masks = [row[name] for name in ("completion_mask", "assistant_masks") if name in row]
+    masks = [row[name] for name in MASKS if name in row]
     keep = [all(bits) for bits in zip(*masks, strict=True)] if masks else [True] * len(row["input_ids"])
     return [token if kept else -100 for token, kept in zip(row["input_ids"], keep, strict=True)]
 
 
 def trained_share(dataset) -> float:
     """The share of a tokenized dataset's tokens that the loss counts. Stops at none: such a run learns nothing."""
-    import pyarrow.compute as compute
-
     trained = total = 0
     for table in dataset.with_format("arrow").iter(50_000):
-        masks = [table[name] for name in ("completion_mask", "assistant_masks") if name in table.column_names]
-        total += len(table["input_ids"].combine_chunks().flatten())
-        if "labels" in table.column_names:
-            labels = table["labels"].combine_chunks().flatten()
-            trained += compute.sum(compute.not_equal(labels, -100)).as_py() or 0
-        elif masks:
-            bits = [compute.cast(mask.combine_chunks().flatten(), "bool") for mask in masks]
-            trained += compute.sum(compute.and_(bits[0], bits[-1])).as_py() or 0
-        else:
-            trained += len(table["input_ids"].combine_chunks().flatten())
+        columns = {name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+                   for name in table.column_names if name in ("input_ids", "labels", *MASKS)}  # fmt: skip
+        counts = columns["labels"] != -100 if "labels" in columns else columns["input_ids"] >= 0
+        for name in MASKS:
+            counts = counts & (columns[name] != 0) if name in columns and "labels" not in columns else counts
+        trained, total = trained + int(counts.sum()), total + len(counts)
     if not trained:
         raise SystemExit(
             "no token is trained on: every label is -100. Look at --show_mask 3: is the answer empty, cut off by "

@@ -80,21 +80,14 @@ def _convert(gguf: Path, folder: Path):
     state["model"].update(byte_fallback=False, fuse_unk=False)
     fixed = Tokenizer.from_str(json.dumps(state))
     fixed.normalizer = None
-    fixed.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fixed.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     fixed.decoder, fixed.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=False)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=fixed,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-        model_max_length=model.config.max_position_embeddings,
+    special = dict(
+        bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>"
     )
+    longest = model.config.max_position_embeddings
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fixed, model_max_length=longest, **special)
     tokenizer.chat_template = damaged.chat_template
     for settings in (model.config, model.generation_config):
         settings.pad_token_id, settings.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id

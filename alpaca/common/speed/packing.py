@@ -6,12 +6,7 @@ token sees its own row only. Nothing of this changes what is computed: tests/tes
 tests/gpu_equality.py compare losses and gradients.
 """
 
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    DataCollatorForSeq2Seq,
-    DataCollatorWithFlattening,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from common.device import varlen_kernel
 from common.models import BY_ROW

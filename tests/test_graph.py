@@ -1,4 +1,4 @@
-"""The steps of common/decoding.py, one by one on a CPU. tests/gpu_equality.py checks the recorded ones on a GPU."""
+"""The steps of common/speed/graph.py, one by one on a CPU. tests/gpu_equality.py checks the recorded ones on a GPU."""
 
 from collections import Counter
 
@@ -7,14 +7,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from common import models
-from common.decoding import decode
-from common.evaluation import generate
+from common.answers import generate
+from common.speed.graph import decode
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
     torch.manual_seed(0)
-    model = models.load_base(tiny_model, "hf", False, torch.float32, 512)
+    model = models.load_base(tiny_model, "hf", None, torch.float32)
     # Not tied to the embeddings, or the likeliest token is always the last one again.
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.5)
     return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")).eval()

@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common import fast, memory
+from common import device
+from common.cli import SftArgs
+from common.models import BY_ROW, inference
+from common.speed import fit, lora, packing
 
 ROWS = [
     {"input_ids": [5, 9, 11, 300, 7, 2], "labels": [-100, -100, 11, 300, 7, 2]},
@@ -42,11 +45,11 @@ def lora_model(tiny_model, fused=False, attention=None, alpha=32, seed=0):
         if "lora_" in name:  # B starts at zero, which would hide a wrong scale
             parameter.data = torch.randn(parameter.shape, dtype=torch.float64) * 0.05
     if fused:
-        assert fast.fuse_lora(model) == 14
+        assert lora.fuse(model) == 14
         mlp = model.base_model.model.model.layers[0].mlp
-        assert mlp.forward.func is fast._mlp_forward
+        assert mlp.forward.func is lora._mlp_forward
     if attention:
-        fast.use_packed_attention(model, "hf")
+        packing.attend_by_row(model, "hf")
         assert model.config._attn_implementation == attention
     return model
 
@@ -81,22 +84,22 @@ def tokenizer(tiny_model):
 
 @pytest.fixture
 def kernel(monkeypatch):
-    monkeypatch.setattr(fast, "varlen_kernel", lambda: rows_one_by_one)
+    monkeypatch.setattr(packing, "varlen_kernel", lambda: rows_one_by_one)
 
 
 @pytest.mark.parametrize("way", ["masks", "kernel"])
 def test_packed_rows_have_the_loss_and_the_gradients_of_rows_by_themselves(tiny_model, tokenizer, way, request):
     if way == "kernel":
         request.getfixturevalue("kernel")
-    packed = lora_model(tiny_model, attention=fast.ATTENTION if way == "kernel" else None)
-    batch = fast.collator(tokenizer, True, "hf")(ROWS)
+    packed = lora_model(tiny_model, attention=BY_ROW if way == "kernel" else None)
+    batch = packing.collator(tokenizer, True, "hf")(ROWS)
     assert batch["input_ids"].shape == (1, 27) and batch["cu_seq_lens_q"].tolist() == [0, 6, 10, 27]
     one_by_one = [{name: torch.tensor([row[name]]) for name in row} for row in ROWS]
     same(losses_and_gradients(packed, [batch]), losses_and_gradients(lora_model(tiny_model), one_by_one))
 
 
 def test_padded_and_packed_batches_agree(tiny_model, tokenizer):
-    packed, padded = (fast.collator(tokenizer, packing, "hf")(ROWS) for packing in (True, False))
+    packed, padded = (packing.collator(tokenizer, end_to_end, "hf")(ROWS) for end_to_end in (True, False))
     same(losses_and_gradients(lora_model(tiny_model), [packed]), losses_and_gradients(lora_model(tiny_model), [padded]))
 
 
@@ -104,11 +107,11 @@ def test_padded_and_packed_batches_agree(tiny_model, tokenizer):
 def test_no_row_sees_another(tiny_model, tokenizer, way, request):
     if way == "kernel":
         request.getfixturevalue("kernel")
-    model = lora_model(tiny_model, attention=fast.ATTENTION if way == "kernel" else None)
+    model = lora_model(tiny_model, attention=BY_ROW if way == "kernel" else None)
     changed = [ROWS[0], {"input_ids": [70, 71, 72, 73], "labels": [70, 71, 72, 73]}, ROWS[2]]
     outputs = []
     for rows in (ROWS, changed):
-        batch = fast.collator(tokenizer, True, "hf")(rows)
+        batch = packing.collator(tokenizer, True, "hf")(rows)
         batch.pop("labels")
         outputs.append(model(**batch, use_cache=False).logits[0])
     old, new = outputs
@@ -118,12 +121,12 @@ def test_no_row_sees_another(tiny_model, tokenizer, way, request):
 
 
 def test_attention_by_row_refuses_a_batch_that_does_not_say_where_rows_start(tiny_model, kernel):
-    model = lora_model(tiny_model, attention=fast.ATTENTION)
+    model = lora_model(tiny_model, attention=BY_ROW)
     with pytest.raises(ValueError, match="where each row starts"):
         model(input_ids=torch.tensor([[1, 2, 3]]))
-    with fast.padded(model):  # as generation and evaluation do
+    with inference(model, "hf"):  # as generation and evaluation do
         model(input_ids=torch.tensor([[1, 2, 3]]))
-    assert model.config._attn_implementation == fast.ATTENTION
+    assert model.config._attn_implementation == BY_ROW
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -136,7 +139,7 @@ def test_fused_lora_is_lora(tiny_model, tokenizer, checkpointing):
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
             model.train()
-        results.append(losses_and_gradients(model, [fast.collator(tokenizer, False, "hf")(ROWS)]))
+        results.append(losses_and_gradients(model, [packing.collator(tokenizer, False, "hf")(ROWS)]))
     same(*results)
 
 
@@ -146,7 +149,7 @@ def test_fused_lora_steps_aside_where_peft_does_more(tiny_model):
 
     for more in (dict(lora_dropout=0.1), dict(use_dora=True), dict(lora_bias=True)):
         model = AutoModelForCausalLM.from_pretrained(tiny_model)
-        assert fast.fuse_lora(get_peft_model(model, LoraConfig(target_modules=["q_proj"], **more))) == 0, more
+        assert lora.fuse(get_peft_model(model, LoraConfig(target_modules=["q_proj"], **more))) == 0, more
     model = lora_model(tiny_model, fused=True)
     ids = torch.tensor([[5, 6, 7]])
     tuned = model(input_ids=ids).logits
@@ -168,7 +171,7 @@ def test_fused_lora_with_bias_and_frozen_input(tiny_model):
     expected = layer(x)
     holder = torch.nn.Module()
     holder.layer = layer
-    assert fast.fuse_lora(holder) == 1
+    assert lora.fuse(holder) == 1
     torch.testing.assert_close(layer(x), expected)
     layer(x).sum().backward()
     assert layer.lora_A["default"].weight.grad.shape == (2, 8)
@@ -196,56 +199,53 @@ LENGTHS = [120, 150, 200, 260, 330] * 200
 @pytest.mark.parametrize("card", [12, 16, 24, 48, 80, 141])
 def test_auto_fits_every_card_and_larger_cards_get_faster_settings(tmp_path, card):
     path = folder_of(tmp_path, "7b")
-    four_bit, checkpointing, micro, size = memory.choose(path, LENGTHS, 8, 16, card * 1e9, {})
+    four_bit, checkpointing, micro, size = fit.choose(path, LENGTHS, 8, 16, card * 1e9, {})
     assert size < card * 1e9 and 8 % micro == 0
     assert four_bit == (card < 20)
     assert checkpointing == (card < 30)
-    wide = memory.choose(path, LENGTHS, 64, 16, card * 1e9, {})
+    wide = fit.choose(path, LENGTHS, 64, 16, card * 1e9, {})
     assert wide[3] < card * 1e9 and 64 % wide[2] == 0 and wide[2] >= micro
 
 
 def test_auto_keeps_what_the_user_fixed_and_says_what_cannot_fit(tmp_path):
     path = folder_of(tmp_path, "7b")
     fixed = dict(four_bit=True, checkpointing=True, micro=2)
-    assert memory.choose(path, LENGTHS, 8, 16, 80e9, fixed)[:3] == (True, True, 2)
-    assert memory.choose(path, LENGTHS, 8, 16, 6e9, {}) is None
+    assert fit.choose(path, LENGTHS, 8, 16, 80e9, fixed)[:3] == (True, True, 2)
+    assert fit.choose(path, LENGTHS, 8, 16, 6e9, {}) is None
     small = folder_of(tmp_path, "0.5b")
-    assert memory.choose(small, LENGTHS, 8, 16, 12e9, {})[:3] == (False, False, 8)
+    assert fit.choose(small, LENGTHS, 8, 16, 12e9, {})[:3] == (False, False, 8)
 
 
 def test_longest_micro_batch_is_not_underrated():
     generator = torch.Generator().manual_seed(0)
     for micro in (1, 2, 8, 64):
         picks = torch.tensor(LENGTHS)[torch.randint(len(LENGTHS), (2000, micro), generator=generator)].sum(1)
-        assert picks.max() <= memory.tokens_of(LENGTHS, micro) <= micro * max(LENGTHS)
+        assert picks.max() <= fit.tokens_of(LENGTHS, micro) <= micro * max(LENGTHS)
 
 
 def tuned(tmp_path, monkeypatch, capsys, given=(), rows=(2, 4), world=1, **own):
-    from common import models
+    from common import tokens
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79e9, 80e9))
-    monkeypatch.setattr(models, "find_model", lambda model_args: folder_of(tmp_path, "7b"))
-    monkeypatch.setattr(models, "import_backend", lambda backend: "hf")
-    monkeypatch.setattr(fast, "varlen_kernel", lambda: rows_one_by_one)
-    monkeypatch.setattr(memory, "row_lengths", lambda dataset: LENGTHS)
+    monkeypatch.setattr(device, "varlen_kernel", lambda: rows_one_by_one)
+    monkeypatch.setattr(tokens, "lengths", lambda dataset: LENGTHS)
     config = SimpleNamespace(use_cpu=False, world_size=world, fsdp=None, use_liger_kernel=False, loss_type="chunked_nll",
                              learning_rate=2e-4, per_device_train_batch_size=rows[0], gradient_accumulation_steps=rows[1],
                              gradient_checkpointing=True)  # fmt: skip
-    model_args = models.LoraArgs(**own)
-    model_args.given = list(given)
-    memory.tune(config, model_args, None)
-    return config, model_args, capsys.readouterr().out
+    args = SimpleNamespace(**vars(SftArgs(backend="hf", **own)), given=list(given))
+    fit.tune(config, args, folder_of(tmp_path, "7b"), None)
+    return config, args, capsys.readouterr().out
 
 
 def test_auto_changes_the_split_and_never_the_rows_or_the_learning_rate(tmp_path, monkeypatch, capsys):
-    config, model_args, said = tuned(tmp_path, monkeypatch, capsys)
+    config, args, said = tuned(tmp_path, monkeypatch, capsys)
     assert (config.per_device_train_batch_size, config.gradient_accumulation_steps, config.learning_rate) == (
         8,
         1,
         2e-4,
     )
-    assert (model_args.quantization, model_args.packing, config.gradient_checkpointing) == ("none", True, False)
+    assert (args.quantization, args.packing, config.gradient_checkpointing) == ("none", True, False)
     assert "--auto false --backend hf --quantization none --packing true" in said
     assert "--per_device_train_batch_size 8 --gradient_accumulation_steps 1" in said
 
@@ -253,45 +253,17 @@ def test_auto_changes_the_split_and_never_the_rows_or_the_learning_rate(tmp_path
 def test_auto_shares_a_step_among_the_gpus(tmp_path, monkeypatch, capsys):
     config, *_ = tuned(tmp_path, monkeypatch, capsys, world=2)
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps * 2 == 8
-    with pytest.raises(SystemExit, match="8 rows a step cannot be split over 3 GPUs"):
+    with pytest.raises(SystemExit, match="8 rows per step cannot be split over 3 GPUs"):
         tuned(tmp_path, monkeypatch, capsys, world=3)
 
 
 def test_auto_leaves_the_command_line_alone(tmp_path, monkeypatch, capsys):
     given = ["per_device_train_batch_size", "gradient_checkpointing", "packing"]
-    config, model_args, _ = tuned(tmp_path, monkeypatch, capsys, given, (1, 8), packing=False, quantization="4bit")
+    config, args, _ = tuned(tmp_path, monkeypatch, capsys, given, (1, 8), packing=False, quantization="4bit")
     assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (1, 8)
-    assert config.gradient_checkpointing and not model_args.packing and model_args.quantization == "4bit"
-    config, model_args, said = tuned(tmp_path, monkeypatch, capsys, auto=False)
-    assert config.per_device_train_batch_size == 2 and model_args.quantization == "auto" and not said
-
-
-def test_eight_bit_products_are_near_and_their_gradients_too(tiny_model):
-    """On a CPU the 8-bit numbers are multiplied in 64 bits; the rounding is the GPU's."""
-    model, exact = lora_model(tiny_model, fused=True), lora_model(tiny_model, fused=True)
-    fast.to_fp8(model)
-    ids = torch.tensor([ROWS[2]["input_ids"]])
-    one, other = (each(input_ids=ids).logits for each in (model, exact))
-    assert 1e-4 < (one - other).norm() / other.norm() < 0.1
-    for each in (model, exact):
-        each(input_ids=ids, labels=ids).loss.backward()
-    pairs = zip(model.parameters(), exact.parameters(), strict=True)
-    gradients = [torch.stack([p.grad.flatten(), q.grad.flatten()]) for p, q in pairs if p.requires_grad]
-    both = torch.cat(gradients, 1)
-    assert (both[0] - both[1]).norm() / both[1].norm() < 0.2
-    with model.disable_adapter():  # PEFT's own way goes through the 8-bit weights as well
-        assert torch.isfinite(model(input_ids=ids).logits).all()
-
-
-def test_e4m3_rows():
-    from common import fp8
-
-    x = torch.randn(5, 64) * torch.tensor([1e-6, 1e-2, 1, 1e2, 1e6])[:, None]
-    rows, scales = fp8.quantize(x)
-    off = (rows.float() * scales - x).abs() / x.abs().amax(1, keepdim=True)
-    assert off.max() < 1 / 16 and rows.float().abs().amax(1).eq(448).all()
-    product = fp8.product((rows, scales), fp8.quantize(torch.eye(64)), torch.float32)
-    torch.testing.assert_close(product, rows.float() * scales)
+    assert config.gradient_checkpointing and not args.packing and args.quantization == "4bit"
+    config, args, said = tuned(tmp_path, monkeypatch, capsys, auto=False)
+    assert config.per_device_train_batch_size == 2 and args.quantization == "auto" and not said
 
 
 def test_a_loaded_model_is_in_training_mode_all_the_way_down(tiny_model):
@@ -299,7 +271,7 @@ def test_a_loaded_model_is_in_training_mode_all_the_way_down(tiny_model):
     model = lora_model(tiny_model)
     model.eval()
     model.training = True  # as PEFT's shell around a loaded model says
-    fast.skip_bookkeeping(model)
+    packing.skip_bookkeeping(model)
     assert all(module.training for module in model.modules())
     model.eval()
     assert not any(module.training for module in model.modules())

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common import memory
+from common.speed import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +42,7 @@ SMOL = dict(hidden=576, ffn=1536, layers=30, heads=9, kv_heads=3, vocabulary=49_
 @pytest.mark.parametrize("name", MEASURED)
 def test_formula_against_measured_peaks(name):
     tokens, four_bit, checkpointing, code, adapter, peak = MEASURED[name]
-    parts = memory.needs(memory.QWEN["7B"], tokens, 16, four_bit, checkpointing, code, adapter)
+    parts = fit.needs(fit.QWEN["7B"], tokens, 16, four_bit, checkpointing, code, adapter)
     assert sum(parts.values()) / 1e9 == pytest.approx(peak, rel=0.10)
 
 
@@ -56,9 +56,9 @@ def test_every_measured_row_is_checked():
 def test_formula_against_measured_grpo():
     """r1_grpo/README.md: 24 completions of 512 tokens by a 7B shape, 6 at once; 128 of 96 by SmolLM2-135M, after a
     warm-up. Prompts of up to 256 and of 85 tokens."""
-    large = memory.needs(memory.QWEN["7B"], 6 * 768, 32, False, True, "plain", 16, 8 * 6 * 512, cached=24 * 768)
+    large = fit.needs(fit.QWEN["7B"], 6 * 768, 32, False, True, "plain", 16, 8 * 6 * 512, cached=24 * 768)
     assert sum(large.values()) / 1e9 == pytest.approx(22.1, rel=0.15)
-    small = memory.needs(SMOL, 128 * 181, 32, False, False, "plain", 20, 8 * 128 * 96, cached=128 * (128 + 96))
+    small = fit.needs(SMOL, 128 * 181, 32, False, False, "plain", 20, 8 * 128 * 96, cached=128 * (128 + 96))
     assert sum(small.values()) / 1e9 == pytest.approx(26.6, rel=0.15)
 
 
@@ -69,10 +69,8 @@ def test_formula_against_measured_grpo():
 def test_formula_against_pictures(name, four_bit, code):
     """bench/vl_speed.py's rows: two photos of 1280 x 640 at once, 46 x 23 tokens each, four patches a token."""
     row = next(r for r in json.loads((ROOT / "bench/results/vl_speed.json").read_text()) if r["name"] == name)
-    shape, tokens = memory.shape_of("Qwen/Qwen2.5-VL-3B-Instruct"), 2 * row["tokens_a_row"]
-    parts = memory.needs(
-        shape, tokens, 16, four_bit, True, code, 10 if code == "unsloth" else 16, patches=2 * 4 * 46 * 23
-    )
+    shape, tokens = fit.shape_of("Qwen/Qwen2.5-VL-3B-Instruct"), 2 * row["tokens_a_row"]
+    parts = fit.needs(shape, tokens, 16, four_bit, True, code, 10 if code == "unsloth" else 16, patches=2 * 4 * 46 * 23)
     assert sum(parts.values()) / 1e9 == pytest.approx(row["peak_gb"], rel=0.05)
 
 
@@ -83,9 +81,9 @@ def test_formula_against_bench_memory():
         pytest.skip("bench/memory.py has not been run on a GPU yet")
     wrong = {}
     for row in json.loads(file.read_text()):
-        if row["shape"] in memory.QWEN:
+        if row["shape"] in fit.QWEN:
             settings = row["lora_r"], row["quantization"] == "4bit", row["checkpointing"], row["code"]
-            parts = memory.needs(memory.QWEN[row["shape"]], row["micro"] * row["length"], *settings)
+            parts = fit.needs(fit.QWEN[row["shape"]], row["micro"] * row["length"], *settings)
             ratio = sum(parts.values()) / 1e9 / row["peak_gb"]
             if abs(ratio - 1) > 0.15:
                 wrong[row["shape"], *settings] = round(ratio, 2)
@@ -108,8 +106,8 @@ PUBLISHED = {  # parameters
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_weights_of_published_shapes(name, monkeypatch, tmp_path):
     monkeypatch.setenv("MODELS_DIR", str(tmp_path))
-    shape = memory.shape_of(name)
-    parts = memory.needs(shape, 1, 16, False, True)
+    shape = fit.shape_of(name)
+    parts = fit.needs(shape, 1, 16, False, True)
     assert parts["weights"] == pytest.approx(2 * PUBLISHED[name], rel=0.001 if "VL" in name else 1e-12)
     assert ("encoder" in shape) == ("VL" in name)
 
@@ -120,21 +118,20 @@ def test_config_json_is_enough_and_stands_before_the_table(monkeypatch, tmp_path
     folder.mkdir(parents=True)
     config = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=100)
     (folder / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 2}))
-    shape = memory.shape_of("me/Qwen2.5-7B")
+    shape = fit.shape_of("me/Qwen2.5-7B")
     assert (shape["hidden"], shape["kv_heads"], shape["tied"], shape["bytes"]) == (64, 2, False, 0)
     # Embedding, lm_head; a layer: q, o, k, v, MLP, three biases, two norms; the last norm.
     layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 64 + 2 * 32 + 2 * 64
-    assert memory.needs(shape, 1, 16, False, True)["weights"] == 2 * (2 * 100 * 64 + 2 * layer + 64)
+    assert fit.needs(shape, 1, 16, False, True)["weights"] == 2 * (2 * 100 * 64 + 2 * layer + 64)
     with pytest.raises(SystemExit, match="its config.json is not here, nor is it a Qwen2.5"):
-        memory.shape_of("me/other-model")
+        fit.shape_of("me/other-model")
 
 
-def said(capsys, config=None, work=None, length=("max_length", 1024), **own):
+def said(capsys, config=None, length=("max_length", 1024), **own):
     """The table of `estimate` by card: (fits, GB, the sum of its columns, what is said)."""
     defaults = dict(per_device_train_batch_size=2, gradient_accumulation_steps=4, gradient_checkpointing=True)
-    config = SimpleNamespace(**(config or defaults))
     settings = dict(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto", lora_r=16, auto=False) | own
-    memory.estimate(config, SimpleNamespace(**settings), *length, *([work] if work else []))
+    fit.estimate(SimpleNamespace(**(config or defaults) | settings | {length[0]: length[1]}), length[0])
     lines = capsys.readouterr().out.splitlines()[5:]
     cells = [re.fullmatch(r" *(\d+)  (yes|no) +([\d.]+) ([ \d.]+)   (\d+-bit.*)", line).groups() for line in lines]
     return {
@@ -157,10 +154,10 @@ def test_what_estimate_advises_does_fit(monkeypatch, tmp_path, capsys, own, leng
     monkeypatch.setenv("MODELS_DIR", str(tmp_path))
     config = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2, gradient_checkpointing=False)
     table = said(capsys, config, length=("max_length", length), **own)
-    assert tuple(table) == memory.CARDS
+    assert tuple(table) == fit.CARDS
     for card, (fits, gb, parts, text) in table.items():
         assert gb == pytest.approx(parts, abs=0.4)  # of rounded numbers
-        assert fits == (gb < memory.FIT * card)
+        assert fits == (gb < fit.FIT * card)
         if not fits and "smaller --model" not in text:
             new = flags_of(text)
             assert new, text
@@ -199,7 +196,7 @@ def test_estimate_of_a_recipe_needs_no_model_data_or_gpu(script, first, tmp_path
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
         assert f"each row as long as {first} allows" in done.stdout
-        assert [line.split()[0] for line in done.stdout.splitlines()[5:]] == [str(card) for card in memory.CARDS]
+        assert [line.split()[0] for line in done.stdout.splitlines()[5:]] == [str(card) for card in fit.CARDS]
         assert ("code: unsloth" in done.stdout) == bool(name)
     assert not any(tmp_path.iterdir())  # neither outputs nor downloads
 

@@ -5,49 +5,49 @@ from pathlib import Path
 
 import pytest
 
-from common import comparison
+from common import report
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_an_identical_pair_scores_one_in_any_language():
     for text in ("可以吃党参，但要少量。", "Rest, and drink water.", "混合 mixed 文本 42"):
-        assert comparison.rouge(text, text) == {"rouge_1": 1.0, "rouge_2": 1.0, "rouge_l": 1.0}
-    assert comparison.bleu(["可以吃党参，少量。"], ["可以吃党参，少量。"]) == pytest.approx(100)
-    assert comparison.rouge("", "") == {"rouge_1": 1.0, "rouge_2": 1.0, "rouge_l": 1.0}
+        assert report.rouge(text, text) == {"rouge_1": 1.0, "rouge_2": 1.0, "rouge_l": 1.0}
+    assert report.bleu(["可以吃党参，少量。"], ["可以吃党参，少量。"]) == pytest.approx(100)
+    assert report.rouge("", "") == {"rouge_1": 1.0, "rouge_2": 1.0, "rouge_l": 1.0}
 
 
 def test_rouge_by_hand():
-    scores = comparison.rouge("the cat sat", "the cat is on the mat")
+    scores = report.rouge("the cat sat", "the cat is on the mat")
     assert scores["rouge_1"] == pytest.approx(2 * 2 / (3 + 6))  # the, cat
     assert scores["rouge_2"] == pytest.approx(2 * 1 / (2 + 5))  # the cat
     assert scores["rouge_l"] == pytest.approx(2 * 2 / (3 + 6))
-    chinese = comparison.rouge("多喝水", "多喝温水")
+    chinese = report.rouge("多喝水", "多喝温水")
     assert chinese["rouge_1"] == pytest.approx(6 / 7) and chinese["rouge_2"] == pytest.approx(2 * 1 / (2 + 3))
-    assert comparison.rouge("完全不同", "another thing")["rouge_1"] == 0
+    assert report.rouge("完全不同", "another thing")["rouge_1"] == 0
 
 
 def test_units_are_words_and_characters():
-    assert comparison.units("Take 2 pills，早晚各一次。") == ["take", "2", "pills", "早", "晚", "各", "一", "次"]
+    assert report.units("Take 2 pills，早晚各一次。") == ["take", "2", "pills", "早", "晚", "各", "一", "次"]
 
 
 def test_diversity_sees_a_loop():
-    assert comparison.diversity("a b c d")["repetition"] == 0
-    loop = comparison.diversity("留意饮食，" * 10)
+    assert report.diversity("a b c d")["repetition"] == 0
+    loop = report.diversity("留意饮食，" * 10)
     assert loop["repetition"] > 0.8 and loop["distinct_1"] == pytest.approx(4 / 40)
 
 
 def rows(losses, tokens=10):
     return [{"answer": "a", "loss_sum": loss * tokens, "loss_tokens": tokens, "empty": 0.0, "stopped": 1.0, "tokens": 3,
-             "reference_tokens": tokens} | comparison.diversity("a") for loss in losses]  # fmt: skip
+             "reference_tokens": tokens} | report.diversity("a") for loss in losses]  # fmt: skip
 
 
 def test_intervals_are_paired():
     """Each row gets better by 0.1, while rows differ by whole units: unpaired, nothing could be seen."""
     base = [float(i % 7) for i in range(100)]
-    low, high = comparison.bootstrap(rows(base), rows([loss - 0.1 for loss in base]), seed=1, times=200)["loss"]
+    low, high = report.bootstrap(rows(base), rows([loss - 0.1 for loss in base]), seed=1, times=200)["loss"]
     assert low == pytest.approx(-0.1) and high == pytest.approx(-0.1)
-    noisy = comparison.bootstrap(rows(base), rows(base[::-1]), seed=1, times=200)["loss"]
+    noisy = report.bootstrap(rows(base), rows(base[::-1]), seed=1, times=200)["loss"]
     assert noisy[0] < 0 < noisy[1]
 
 
@@ -55,8 +55,8 @@ def test_perplexity_is_weighted_by_tokens():
     import math
 
     uneven = rows([1.0], 10) + rows([3.0], 30)
-    assert comparison.summary(uneven)["loss"] == pytest.approx(2.5)
-    assert comparison.summary(uneven)["perplexity"] == pytest.approx(math.exp(2.5))
+    assert report.summary(uneven)["loss"] == pytest.approx(2.5)
+    assert report.summary(uneven)["perplexity"] == pytest.approx(math.exp(2.5))
 
 
 def test_reference_losses_are_those_of_heldout_loss(tiny_model):
@@ -64,14 +64,14 @@ def test_reference_losses_are_those_of_heldout_loss(tiny_model):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
 
-    from common.evaluation import heldout_loss
+    from common.answers import heldout_loss
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     prompts, completions = [[5, 6, 7], [8] * 9], [[10, 11, 2], [12, 2]]
     labels = [[-100] * len(p) + c for p, c in zip(prompts, completions, strict=True)]
     ids = [p + c for p, c in zip(prompts, completions, strict=True)]
     expected = heldout_loss(model, Dataset.from_dict({"input_ids": ids, "labels": labels}), 0)
-    losses = comparison.reference_losses(model, prompts, completions, 0)
+    losses = report.reference_losses(model, prompts, completions, 0)
     assert sum(losses) / 5 == pytest.approx(expected["loss"], rel=1e-5)
 
 
@@ -107,27 +107,31 @@ def test_evaluate_medical(copied, script, tiny_model, tmp_path):
 
 def test_evaluate_needs_a_run(script, tmp_path):
     done = script(ROOT / "medical" / "evaluate.py", "--adapter", tmp_path, check=False)
+    assert done.returncode and "holds no adapter" in done.stderr
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
+    (tmp_path / "prompt_template.txt").write_text("{question}")
+    done = script(ROOT / "medical" / "evaluate.py", "--adapter", tmp_path, check=False)
     assert done.returncode and "has no run.json" in done.stderr
 
 
-def test_masks(capsys, tiny_model):
+def test_what_is_trained_on_is_counted_and_shown(capsys, tiny_model):
     from datasets import Dataset
 
-    from common import masks
+    from common import tokens
     from common.models import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_model)
     ask, answer = (tokenizer(text, add_special_tokens=False).input_ids for text in ("Name a fruit:", " an apple"))
     row = {"input_ids": ask + answer, "labels": [-100] * len(ask) + answer}
     data = Dataset.from_list([row])
-    masks.show_mask(data, tokenizer, 3)
+    tokens.show_mask(data, tokenizer, 3)
     said = capsys.readouterr().out
     assert "⟦ an apple⟧" in said and f"{len(answer)} of {len(ask + answer)} tokens" in said
-    assert masks.trained_share(data) == len(answer) / len(ask + answer)
+    assert tokens.trained_share(data) == len(answer) / len(ask + answer)
     by_mask = Dataset.from_list(
         [{"input_ids": row["input_ids"], "completion_mask": [0] * len(ask) + [1] * len(answer)}]
     )
-    assert masks.trained_share(by_mask) == masks.trained_share(data)
-    assert masks.labels_of(by_mask[0]) == row["labels"]
+    assert tokens.trained_share(by_mask) == tokens.trained_share(data)
+    assert tokens.labels_of(by_mask[0]) == row["labels"]
     with pytest.raises(SystemExit, match="no token is trained on"):
-        masks.trained_share(Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, -100]}]))
+        tokens.trained_share(Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, -100]}]))
