@@ -9,13 +9,14 @@ import argparse
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "alpaca")]  # it has a copy of common/, too
 
-from data import prompt_ids, read_rows, tokenized  # noqa: E402, F401
-from train import encode  # noqa: E402
+from data import read_rows  # noqa: E402
+from prompt import encode  # noqa: E402
 
 
 def read(file):
@@ -25,7 +26,9 @@ def read(file):
 
 def dataset(rows, tokenizer, max_length=2048):
     """Rows as a datasets.Dataset of input_ids and labels; as in the course every token counts, the prompt's too."""
-    return tokenized(rows, encode, max_length, "rows", tokenizer=tokenizer)
+    from common import tokens
+
+    return tokens.tokenize(rows, partial(encode, tokenizer), max_length, "rows")
 
 
 def main():
@@ -34,13 +37,12 @@ def main():
     parser.add_argument("--model", default="demo/SmolLM2-135M-Instruct", help="whose tokenizer is used")
     parser.add_argument("--rows", type=int, default=52_000)
     args = parser.parse_args()
-    from common import paths
+    from common import hub, models, paths
 
     paths.load_env()
-    from common.fast import collator
-    from common.models import load_tokenizer
+    from common.speed import packing
 
-    tokenizer = load_tokenizer(paths.resolve_model(args.model))
+    tokenizer = models.load_tokenizer(hub.resolve_model(args.model))
     rows = read(args.data)
     copies = -(-args.rows // len(rows))
     numbered = [row | {"instruction": f"{row['instruction']} ({n})"} for n in range(copies) for row in rows][
@@ -55,7 +57,7 @@ def main():
         start = time.perf_counter()
         done = dataset(numbered, tokenizer)
         middle = time.perf_counter()
-        flatten = collator(tokenizer, True, "hf")
+        flatten = packing.collator(tokenizer, True, "hf")
         tokens = sum(flatten(batch)["input_ids"].numel() for batch in _batches(done, 64))
         times.append((time.perf_counter() - start, middle - start, time.perf_counter() - middle))
     total, first, second = (statistics.median(column) for column in zip(*times, strict=True))

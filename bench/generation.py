@@ -1,4 +1,4 @@
-"""Answers one by one, as the course's loop has it, against common/evaluation.py's batches: tokens a second.
+"""Answers one by one, as the course's loop has it, against common/answers.py's batches: tokens a second.
 
 python bench/generation.py --data alpaca.json --model Qwen/Qwen2.5-7B-Instruct
 """
@@ -23,26 +23,32 @@ def main():
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64])
     args = parser.parse_args()
-    from alpaca_data import prompt_ids, read
+    from alpaca_data import read
 
-    from common import models, paths
-    from common.evaluation import generate
+    from common import device, hub, models, paths
+    from prompt import prompt_ids
+    from train import NF4
 
     paths.load_env()
-    backend = models.import_backend(args.backend)
+    backend = device.decide_backend(args.backend)
     import torch
 
-    path = paths.resolve_model(args.model)
+    from common.answers import generate
+    from common.speed.graph import decode
+
+    path = hub.resolve_model(args.model)
     tokenizer = models.load_tokenizer(path)
-    dtype = torch.bfloat16 if models.has_bf16() else torch.float32
-    model = models.load_base(path, backend, args.quantization == "4bit", dtype, 2048).eval()
+    dtype = torch.bfloat16 if device.has_bf16() else torch.float32
+    model = models.load_base(path, backend, NF4 if args.quantization == "4bit" else None, dtype).eval()
     prompts = prompt_ids(tokenizer, read(args.data)[: args.prompts])
     made, first = [], None
     for size in args.batches:
         asked = prompts[:4] if size == 1 else prompts  # one by one: four are enough to know
-        generate(model, tokenizer, asked[:size], args.max_new_tokens, size, backend)  # warms up, and records its step
+        generate(
+            model, tokenizer, asked[:size], args.max_new_tokens, size, backend, decode=decode
+        )  # warms up, and records its step
         start = time.time()
-        answers = generate(model, tokenizer, asked, args.max_new_tokens, size, backend)
+        answers = generate(model, tokenizer, asked, args.max_new_tokens, size, backend, decode=decode)
         seconds = time.time() - start
         tokens = sum(len(ids) for ids in tokenizer(answers, add_special_tokens=False).input_ids)
         rate = len(asked) / seconds

@@ -5,7 +5,7 @@
     python bench/memory.py --table                         the table again from the results, with the estimate as it is now
 
 Models of Qwen2.5's shapes with random weights, built once each in a scratch folder; rows of equal length, given as token
-ids, through the recipes' own path: common.models.load_model, common.fast's kernels, TRL's SFTTrainer. One process a
+ids, through the recipes' own path: alpaca's load_model, common/speed's kernels, TRL's SFTTrainer. One process a
 setting. Measured is what torch's tensors took at most while training (torch.cuda.max_memory_allocated); loading has its
 own peak. nvidia-smi shows some 0.5 GB more: CUDA's context, and blocks that torch holds on to.
 Results: bench/results/memory.json, the newest measurement of a setting counts.
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent)]
+sys.path[:0] = [str(HERE.parent / "alpaca")]  # whose loading is measured; it has a copy of common/, too
 RESULTS = HERE / "results" / "memory.json"
 EOS, PAD = 151645, 151643
 # Weights, gradient checkpointing, rows of a micro-batch, code: "fast" is what --auto chooses on Ampere and later
@@ -43,7 +43,7 @@ def build(name, work):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    from common.memory import QWEN
+    from common.speed.fit import QWEN
 
     folder, shape = work / name, TINY if name == "tiny" else QWEN[name]
     if (folder / "done").exists():
@@ -76,19 +76,21 @@ def measure(args):
     import resource
     from importlib.metadata import PackageNotFoundError, version
 
-    from common import models, paths
-    from common.fast import collator
+    from common import device, models, paths
+    from common.cli import SftArgs
 
     paths.load_env()  # torch's allocator is set there, before CUDA starts
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from common.speed import packing
+    from train import load_model
+
     cuda, fast = torch.cuda.is_available(), args.code == "fast"
-    model_args = models.LoraArgs(
-        model=str(args.folder), backend="hf", quantization=args.quantization, lora_r=args.lora_r,
-        auto=False, packing=fast, fused_lora=fast,
-    )  # fmt: skip
+    chosen = dict(quantization=args.quantization, lora_r=args.lora_r, auto=False, packing=fast, fused_lora=fast)
+    model_args = SftArgs(model=str(args.folder), backend=device.decide_backend("hf"), **chosen)
+    model_args.max_length = args.length
     config = SFTConfig(
         output_dir=str(args.folder.parent / "run"),
         bf16=True,
@@ -111,14 +113,14 @@ def measure(args):
     rows = [[draw.randrange(3, 150_000) for _ in range(args.length)] for _ in range(count)]
     tokenizer = models.load_tokenizer(args.folder)
     began = time.perf_counter()
-    model = models.load_model(model_args, config)
+    model = load_model(model_args, config, args.folder)
     loaded = time.perf_counter() - began
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         args=config,
         train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
-        data_collator=collator(tokenizer, model_args.packing, "hf"),
+        data_collator=packing.collator(tokenizer, fast, "hf"),
     )
     models.widen_adapters(model)
 
@@ -159,8 +161,8 @@ def measure(args):
 
 
 def estimated(row):
-    """Bytes of a result's setting by common/memory.py, by what takes them."""
-    from common.memory import QWEN, needs
+    """Bytes of a result's setting by common/speed/fit.py, by what takes them."""
+    from common.speed.fit import QWEN, needs
 
     shape = TINY if row["shape"] == "tiny" else QWEN[row["shape"]]
     tokens, four_bit = row["micro"] * row["length"], row["quantization"] == "4bit"

@@ -1,4 +1,4 @@
-"""What 64 rows a step instead of 8 do to the held-out loss, and which learning rate makes up for it.
+"""What 64 rows per step instead of 8 do to the held-out loss, and which learning rate makes up for it.
 
     python bench/rows_per_step.py --data alpaca.json --model demo/SmolLM2-135M-Instruct --seeds 1 2 3
 
@@ -26,23 +26,26 @@ def run(recipe, lr, seed, args, max_steps=-1):
     from alpaca_data import dataset, read
     from trl import SFTConfig, SFTTrainer
 
-    from common import fast, models, paths
-    from common.evaluation import heldout_loss
+    from common import device, hub, models
+    from common.answers import heldout_loss
+    from common.cli import SftArgs
+    from common.speed import packing
+    from train import load_model
 
-    path = paths.resolve_model(args.model)
+    path = hub.resolve_model(args.model)
     tokenizer = models.load_tokenizer(path)
     data = dataset(read(args.data), tokenizer)
     if args.shortest:
         lengths = [len(ids) for ids in data["input_ids"]]
         data = data.select(sorted(range(len(data)), key=lengths.__getitem__)[: args.shortest])
     data = data.train_test_split(0.1, seed=0)
-    model_args = models.LoraArgs(model=args.model, backend="hf", auto=False)
-    for name in ("packing", "fused_lora", "quantization"):
-        setattr(model_args, name, recipe[name])
+    chosen = {name: recipe[name] for name in ("packing", "fused_lora", "quantization")}
+    model_args = SftArgs(model=args.model, backend=device.decide_backend("hf"), auto=False, **chosen)
+    model_args.max_length = 2048
     config = SFTConfig(
         output_dir="/tmp/rows_per_step",
         max_length=2048,
-        bf16=models.has_bf16(),
+        bf16=device.has_bf16(),
         use_cpu=not torch.cuda.is_available(),
         per_device_train_batch_size=recipe["micro"],
         gradient_accumulation_steps=recipe["accumulate"],
@@ -61,17 +64,13 @@ def run(recipe, lr, seed, args, max_steps=-1):
         disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    if recipe["quantization"] == "fp8":
-        model_args.quantization = "none"  # so that a CPU can try it, too
-    model = models.load_model(model_args, config)
-    if recipe["quantization"] == "fp8":
-        fast.to_fp8(model)
+    model = load_model(model_args, config, path)
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         args=config,
         train_dataset=data["train"],
-        data_collator=fast.collator(tokenizer, recipe["packing"], "hf"),
+        data_collator=packing.collator(tokenizer, recipe["packing"], "hf"),
     )
     models.widen_adapters(model)
     before = heldout_loss(model, data["test"], tokenizer.pad_token_id)["loss"] if max_steps < 0 else None
@@ -90,7 +89,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3])
     parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--quantizations", nargs="*", default=["fp8", "4bit"], help="tried with --wide_rate")
+    parser.add_argument("--quantizations", nargs="*", default=["4bit"], help="tried with --wide_rate")
     parser.add_argument("--wide_rate", type=float, default=1.6e-3)
     parser.add_argument("--same", type=int, default=30, help="steps of the padded and packed comparison; 0: none")
     parser.add_argument("--shortest", type=int, help="use the N shortest rows only: for a CPU")

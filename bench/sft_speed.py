@@ -40,12 +40,9 @@ ROWS = {
     "fast": dict(LORA, backend="hf", micro=64, accumulate=1),
     "fast_32": dict(LORA, backend="hf", micro=32, accumulate=1),  # for two GPUs: 64 rows a step in all
     "fast_48gb": dict(LORA, backend="hf", micro=32, accumulate=2),
-    "fast_fp8_48gb": dict(LORA, backend="hf", quantization="fp8", micro=32, accumulate=2),
     "fast_4bit_40gb": dict(LORA, backend="hf", quantization="4bit", micro=32, accumulate=2),
     "fsdp": dict(LORA, backend="hf", use_liger_kernel=False, micro=32, accumulate=1),  # two GPUs, fsdp2.yaml
     "fast_24gb": dict(LORA, backend="hf", gradient_checkpointing=True, micro=32, accumulate=2),
-    "fast_fp8": dict(LORA, backend="hf", quantization="fp8", micro=64, accumulate=1),
-    "fast_fp8_24gb": dict(LORA, backend="hf", quantization="fp8", gradient_checkpointing=True, micro=32, accumulate=2),
     "fast_4bit_16gb": dict(LORA, backend="hf", quantization="4bit", gradient_checkpointing=True, micro=32, accumulate=2),
 }  # fmt: skip
 RESULTS = HERE / "results" / "sft_speed.json"
@@ -54,23 +51,23 @@ RESULTS = HERE / "results" / "sft_speed.json"
 def measure(name, args):
     """Train some windows of optimizer steps with one recipe; a dict of what was seen."""
     recipe = ROWS[name]
-    from common import paths
+    from common import device, hub, models, paths
+    from common.cli import SftArgs
 
     paths.load_env()
-    from common import models
-
-    backend = models.import_backend(recipe["backend"])  # before TRL
+    backend = device.decide_backend(recipe["backend"])  # before TRL
     import torch
     from alpaca_data import dataset, read
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from common.fast import collator
+    from common.speed import packing
+    from train import load_model
 
     ceiling = matmul_ceiling()
-    model_args = models.LoraArgs(model=args.model, auto=False)
-    for field in ("backend", "quantization", "packing", "fused_lora"):
-        setattr(model_args, field, recipe[field])
+    chosen = {name: recipe[name] for name in ("quantization", "packing", "fused_lora")}
+    model_args = SftArgs(model=args.model, auto=False, backend=backend, **chosen)
+    model_args.max_length = 2048
     rows_a_step = recipe["micro"] * recipe["accumulate"]
     # Timed in windows, each as long as the pause between two logs: a log makes the GPU wait, and real runs log seldom.
     window = args.window if rows_a_step > 8 else 2 * args.window
@@ -94,13 +91,14 @@ def measure(name, args):
         seed=args.seed,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    tokenizer = models.load_tokenizer(paths.resolve_model(args.model))
+    path = hub.resolve_model(args.model)
+    tokenizer = models.load_tokenizer(path)
     data = dataset(read(args.data), tokenizer)
     began = time.time()
-    model = models.load_model(model_args, config)
+    model = load_model(model_args, config, path)
     loaded = time.time() - began
     times, losses, tokens = [], [], []
-    pad = collator(tokenizer, recipe["packing"], backend)
+    pad = packing.collator(tokenizer, recipe["packing"], backend)
 
     def counting(rows):
         tokens.append(sum(len(row["input_ids"]) for row in rows))
@@ -133,7 +131,7 @@ def measure(name, args):
         return None
     gpus = config.world_size  # under `accelerate launch`; the other GPUs' rows are as many and as long on average
     return {
-        "name": name if gpus == 1 else f"{name}_x{gpus}{'_fsdp' if models.sharded() else ''}",
+        "name": name if gpus == 1 else f"{name}_x{gpus}{'_fsdp' if device.sharded() else ''}",
         "gpus": gpus,
         "machine": machine(),
         "device": torch.cuda.get_device_name(),

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
-class Args:
+class Args(ModelArgs):
     data: str | None = arg(None, "a folder")
     rows: int = arg(10, "how many, 100% of them")
     side: Literal["left", "right"] = arg("left", "which side")
