@@ -16,7 +16,7 @@ from data import format_report, read_rows, split
 from prompt import answer_ids, prompt_ids
 
 DEFAULTS = dict(
-    model=None,  # the base that the adapter's adapter_config.json names
+    model=None  # the base that the adapter's adapter_config.json names
 )
 
 

@@ -19,7 +19,7 @@ from data import format_report, read_rows
 from prompt import prompt_ids
 
 DEFAULTS = dict(
-    model=None,  # the base that the adapter's adapter_config.json names
+    model=None  # the base that the adapter's adapter_config.json names
 )
 FIBONACCI = {"instruction": "Continue the fibonnaci sequence.", "input": "1, 1, 2, 3, 5, 8"}  # the course's, as it is
 

@@ -77,6 +77,11 @@ DEMO = dict(
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
 
+def without(settings, *names):
+    """Settings for a script whose trainer lacks some of the flags."""
+    return {name: value for name, value in settings.items() if name not in names}
+
+
 @dataclass
 class DataArgs:
     """Flags that all five training scripts have."""
@@ -147,7 +152,7 @@ def main(argv=None):
     config = trainer_config(args)  # torch is loaded from here on: what can be wrong above has been said
     from trl import SFTTrainer
 
-    from common import answers, runs
+    from common import report, runs
     from common.speed import packing
 
     tokenizer = models.load_tokenizer(path)
@@ -172,13 +177,13 @@ def main(argv=None):
             data_collator=packing.collator(tokenizer, args.packing, args.backend),
         )
         shown = eval_rows[: args.show_answers]
-        asked = {"all": eval_set}, prompt_ids(tokenizer, shown), args.max_new_tokens, args.backend
-        before = answers.measure(model, tokenizer, *asked)
+        asked = {"": eval_set}, prompt_ids(tokenizer, shown), args.max_new_tokens, args.backend
+        before = report.before_after(model, tokenizer, *asked)
         run.train(trainer)
         run.save(trainer, tokenizer, **TEMPLATE)
-        after = answers.measure(model, tokenizer, *asked)
+        after = report.before_after(model, tokenizer, *asked)
         run.note(before=before, after=after)
-    answers.show(before, after, shown)
+    report.show(before, after, shown)
     print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder)}")
 
 

@@ -9,64 +9,32 @@ One GPU:           python train_chat_template.py --data alpaca.json
 A minute, CPU:     python train_chat_template.py --demo --show_mask 2
 """
 
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
-from common.cli import parse
-from common.fast import collator
-from common.masks import show_mask
-from common.memory import estimate, tune
-from common.models import LoraArgs, find_model, import_backend, load_model, load_tokenizer
-from common.paths import DEMO_MODEL
-from common.runs import Run
-from data import DataArgs, conversation, load_splits, tokenized
+import train
+from common import models, tokens
+from common.cli import SftArgs, parse, trainer_config
+from common.hub import resolve_model
+from common.paths import command
+from common.speed import fit
+from data import load_splits
+from prompt import conversation, prompt_ids
 
-HERE = Path(__file__).resolve().parent
-
-# train.py says why for each of these.
-DEFAULTS = dict(
-    model="Qwen/Qwen2.5-7B-Instruct",
-    max_length=2048,
-    learning_rate=2e-4,
-    lr_scheduler_type="linear",
-    warmup_steps=5,
-    max_steps=60,
-    per_device_train_batch_size=2,
-    gradient_accumulation_steps=4,
-    optim="adamw_torch_fused",
-    weight_decay=0.01,
-    seed=3407,
-    logging_steps=1,
-    eval_strategy="steps",
-    eval_steps=20,
-    save_steps=20,
-    load_best_model_at_end=True,
-    metric_for_best_model="loss",
-    dataset_kwargs={"skip_prepare_dataset": True},  # the rows arrive tokenized, by encode() below
-    report_to=["none"],
-)
-DEMO = dict(
-    model=DEMO_MODEL,
-    auto=False,
-    quantization="none",
-    data=str(HERE / "sample" / "alpaca.jsonl"),
-    learning_rate=2e-3,
-    max_steps=24,
-    per_device_train_batch_size=4,
-    gradient_accumulation_steps=1,
-    gradient_checkpointing=False,
-    loss_type="nll",
-    eval_steps=8,
-    save_steps=8,
-)
+DEFAULTS = train.DEFAULTS
+DEMO = train.without(train.DEMO, "max_new_tokens")
 
 
-def encode(rows, tokenizer):
-    """Rows as lists of input_ids and of labels; -100 up to the assistant's header, and after its end token."""
+@dataclass
+class Args(train.DataArgs, SftArgs):
+    """Nothing of its own."""
+
+
+def encode(tokenizer, rows):
+    """(lists of input_ids, lists of labels) of rows; -100 up to the assistant's header, and after its end token."""
     ids, labels = [], []
-    for row in rows:
-        messages = conversation(row)
-        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
-        whole = tokenizer.apply_chat_template(messages, return_dict=False)
+    for row, prompt in zip(rows, prompt_ids(tokenizer, rows, {}), strict=True):
+        whole = tokenizer.apply_chat_template(conversation(row), return_dict=False)
         if whole[: len(prompt)] != prompt or tokenizer.eos_token_id not in whole[len(prompt) :]:
             raise SystemExit(
                 "this model's chat template writes a conversation differently when the answer is in it, or does not end "
@@ -79,29 +47,36 @@ def encode(rows, tokenizer):
 
 
 def main(argv=None):
-    args, model_args, config = parse(__file__, DEFAULTS, DEMO, (DataArgs, LoraArgs), "trl:SFTConfig", argv)
-    if model_args.estimate:
-        return estimate(config, model_args, "max_length", config.max_length)
+    args = parse(__file__, DEFAULTS, DEMO, Args, "trl:SFTConfig", argv)
+    if args.estimate:
+        return fit.estimate(args, "max_length")
     train_rows, eval_rows = load_splits(args)
-    tokenizer = load_tokenizer(find_model(model_args))
-    train_set = tokenized(train_rows, encode, config.max_length, "training rows", tokenizer=tokenizer)
-    eval_set = tokenized(eval_rows[: args.eval_rows], encode, config.max_length, "held-out rows", tokenizer=tokenizer)
-    show_mask(train_set, tokenizer, args.show_mask)
-    tune(config, model_args, train_set)
-    with Run(config, args, model_args, train_set) as run:
-        from trl import SFTTrainer
+    path = resolve_model(args.model)
 
+    config = trainer_config(args)
+    from trl import SFTTrainer
+
+    from common import runs
+    from common.speed import packing
+
+    tokenizer = models.load_tokenizer(path)
+    to_ids = partial(encode, tokenizer)
+    train_set = tokens.tokenize(train_rows, to_ids, config.max_length, "training rows")
+    eval_set = tokens.tokenize(eval_rows[: args.eval_rows], to_ids, config.max_length, "held-out rows")
+    tokens.show_mask(train_set, tokenizer, args.show_mask)
+    fit.tune(config, args, path, train_set)
+    with runs.Run(args, config, train_set) as run:
         trainer = SFTTrainer(
-            model=load_model(model_args, config),
+            model=train.load_model(args, config, path),
             processing_class=tokenizer,
             args=config,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            data_collator=collator(tokenizer, model_args.packing, import_backend(model_args.backend)),
+            data_collator=packing.collator(tokenizer, args.packing, args.backend),
         )
         run.train(trainer)
         run.save(trainer, tokenizer)  # the chat template is saved with the tokenizer
-    print(f"Ask it: python {HERE.name}/infer.py --adapter {run.folder}")
+    print(f"Ask it: {command('infer.py', '--adapter', run.folder)}")
 
 
 if __name__ == "__main__":

@@ -12,66 +12,30 @@ A minute, CPU:     python train_plain_trainer.py --demo --show_mask 2
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from common.cli import arg, parse
-from common.masks import show_mask
-from common.memory import estimate
-from common.models import LoraArgs, find_model, load_model, load_tokenizer
-from common.paths import DEMO_MODEL
-from common.runs import Run
-from data import DataArgs, conversation, load_splits, only_padded, tokenized
+import train
+from common import models, tokens
+from common.cli import arg, parse, trainer_config
+from common.hub import resolve_model
+from common.paths import command
+from common.speed import fit
+from data import load_splits
+from prompt import conversation
 
-HERE = Path(__file__).resolve().parent
-
-# train.py says why for each of these.
-DEFAULTS = dict(
-    model="Qwen/Qwen2.5-7B-Instruct",
-    auto=False,  # its fast kernels want packed rows; the collator here pads
-    max_length=2048,
-    learning_rate=2e-4,
-    lr_scheduler_type="linear",
-    warmup_steps=5,
-    max_steps=60,
-    per_device_train_batch_size=2,
-    gradient_accumulation_steps=4,
+# train.py says why for the others. dataset_kwargs and loss_type are TRL's.
+DEFAULTS = train.without(train.DEFAULTS, "dataset_kwargs") | dict(
     gradient_checkpointing=True,  # TRL's default, which transformers' is not: 7B on a small card
-    gradient_checkpointing_kwargs={
-        "use_reentrant": False
-    },  # the other way needs an input with a gradient: LoRA has none
-    optim="adamw_torch_fused",
-    weight_decay=0.01,
-    seed=3407,
-    logging_steps=1,
-    eval_strategy="steps",
-    eval_steps=20,
-    save_steps=20,
-    load_best_model_at_end=True,
-    metric_for_best_model="loss",
+    gradient_checkpointing_kwargs={"use_reentrant": False},  # the other way needs an input with a gradient
     label_names=["labels"],  # else a PEFT model hides its own, and no eval_loss is computed
-    prediction_loss_only=True,  # keep no logits of the held-out rows: 150,000 numbers a token
-    report_to=["none"],
+    prediction_loss_only=True,  # keep no logits of the held-out rows: 150,000 numbers per token
 )
-DEMO = dict(
-    model=DEMO_MODEL,
-    auto=False,
-    quantization="none",
-    data=str(HERE / "sample" / "alpaca.jsonl"),
-    learning_rate=2e-3,
-    max_steps=24,
-    per_device_train_batch_size=4,
-    gradient_accumulation_steps=1,
-    gradient_checkpointing=False,
-    eval_steps=8,
-    save_steps=8,
-)
+DEMO = train.without(train.DEMO, "auto", "max_new_tokens", "loss_type")
 
 
 @dataclass
-class Args(DataArgs):
-    max_length: int = arg(
-        2048, "rows with more tokens are dropped"
-    )  # TRL's config has this flag, transformers' has not
+class Args(train.PaddedArgs):
+    max_length: int = arg(2048, "longest row in tokens; longer ones are dropped")  # a flag of TRL's config only
 
 
 def assistant_header(tokenizer):
@@ -94,8 +58,8 @@ def assistant_labels(ids, header, end):
     return labels
 
 
-def encode(rows, tokenizer):
-    """Rows as lists of input_ids and of labels."""
+def encode(tokenizer, rows):
+    """(lists of input_ids, lists of labels) of rows; -100 wherever the assistant is not speaking."""
     header = assistant_header(tokenizer)
     ids = [tokenizer.apply_chat_template(conversation(row), return_dict=False) for row in rows]
     return ids, [assistant_labels(row, header, tokenizer.eos_token_id) for row in ids]
@@ -115,26 +79,32 @@ def collate(rows, pad):
     }
 
 
+def work(length, rows):
+    """What a micro-batch takes, as arguments of fit.needs: transformers' loss has all logits at once, their log-softmax
+    and gradient, in float32."""
+    return dict(tokens=rows * length, logits=12 * rows * length)
+
+
 def main(argv=None):
-    args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, LoraArgs), "transformers:TrainingArguments", argv)
-    only_padded(model_args)
-    config.max_length = args.max_length
-    if model_args.estimate:
-
-        def work(length, rows):  # transformers' loss has all logits at once, their log-softmax and gradient, in float32
-            return dict(tokens=rows * length, logits=12 * rows * length)
-
-        return estimate(config, model_args, "max_length", args.max_length, work)
+    args = parse(__file__, DEFAULTS, DEMO, Args, "transformers:TrainingArguments", argv)
+    if args.estimate:
+        return fit.estimate(args, "max_length", work)
     train_rows, eval_rows = load_splits(args)
-    tokenizer = load_tokenizer(find_model(model_args))
-    train_set = tokenized(train_rows, encode, args.max_length, "training rows", tokenizer=tokenizer)
-    eval_set = tokenized(eval_rows[: args.eval_rows], encode, args.max_length, "held-out rows", tokenizer=tokenizer)
-    show_mask(train_set, tokenizer, args.show_mask)
-    with Run(config, args, model_args, train_set) as run:
-        from transformers import Trainer
+    path = resolve_model(args.model)
 
+    config = trainer_config(args)
+    from transformers import Trainer
+
+    from common import runs
+
+    tokenizer = models.load_tokenizer(path)
+    to_ids = partial(encode, tokenizer)
+    train_set = tokens.tokenize(train_rows, to_ids, args.max_length, "training rows")
+    eval_set = tokens.tokenize(eval_rows[: args.eval_rows], to_ids, args.max_length, "held-out rows")
+    tokens.show_mask(train_set, tokenizer, args.show_mask)
+    with runs.Run(args, config, train_set) as run:
         trainer = Trainer(
-            model=load_model(model_args, config),
+            model=train.load_model(args, config, path),
             args=config,
             train_dataset=train_set,
             eval_dataset=eval_set,
@@ -142,7 +112,7 @@ def main(argv=None):
         )
         run.train(trainer)
         run.save(trainer, tokenizer)
-    print(f"Ask it: python {HERE.name}/infer.py --adapter {run.folder}")
+    print(f"Ask it: {command('infer.py', '--adapter', run.folder)}")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ RANK, LAM, ITERATIONS = 20, 15.0, 8
 
 def math_demos():
     sys.path.insert(0, str(HERE.parent / "math_demos"))
-    import als_movielens
+    import als
 
-    return als_movielens
+    return als
 
 
 def make(size, folder):

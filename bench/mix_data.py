@@ -117,7 +117,8 @@ def one_run(folder):
     start = time.perf_counter()
     sys.path.insert(0, str(FOLDER))
     from common.paths import load_env
-    from data import load_plan, mix, write_jsonl
+    from plan import load_plan, mix
+    from sources import write_jsonl
 
     load_env()
     rows, reports = mix(load_plan(folder / "plan.yaml"), allow_short=True, progress=False)

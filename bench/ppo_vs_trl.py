@@ -51,16 +51,16 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def ours():
-    """The recipe's modules: they are a folder, not a package."""
+    """The recipe's modules stage, backbone and train_ppo: they are a folder, not a package."""
     sys.path.insert(0, str(HERE.parent / "rlhf_ppo"))
     from common import paths
 
     paths.load_env()
+    import backbone
+    import stage
     import train_ppo
 
-    import backbone
-
-    return backbone, train_ppo
+    return stage, backbone, train_ppo
 
 
 # -- what both sides read
@@ -71,12 +71,7 @@ def build(shape, work):
     import torch
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models
-    from transformers import (
-        AutoModelForSequenceClassification,
-        PreTrainedTokenizerFast,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-    )
+    from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     folder = work / shape
     if (folder / "done").exists():
@@ -102,10 +97,10 @@ def build(shape, work):
 
 def save_reward(judge, folder, units, tokenizer=None):
     """A SEQ_CLS PeftModel as adapter with reward.json (ours) and merged (TRL's), in units of (score - mean) / std."""
-    backbone, _ = ours()
+    stage, _, _ = ours()
     if not (folder / "reward").exists():
         judge.save_pretrained(folder / "reward")
-        made = dict(model="random", fingerprint=backbone.fingerprint(folder / "model"), quantization="none", **units)
+        made = dict(model="random", fingerprint=stage.fingerprint(folder / "model"), quantization="none", **units)
         (folder / "reward" / "reward.json").write_text(json.dumps(made))
     merged = judge.merge_and_unload()
     merged.score.weight.data /= units["sft_std"]
@@ -120,7 +115,7 @@ def real(args, work):
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    backbone, _ = ours()
+    stage, _, _ = ours()
     import data
     from common.models import load_tokenizer
 
@@ -128,15 +123,15 @@ def real(args, work):
     if (folder / "done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    path = backbone.sft_model(args.model)
-    units = backbone.read_reward(args.reward, path)
+    path = stage.sft_model(args.model)
+    units = stage.read_reward(args.reward, path)
     (folder / "model").symlink_to(path.resolve())
     (folder / "reward").symlink_to(Path(args.reward).resolve())
     tokenizer = load_tokenizer(path)
     base = AutoModelForSequenceClassification.from_pretrained(str(path), num_labels=1, dtype=torch.bfloat16)
     save_reward(PeftModel.from_pretrained(base, args.reward), folder, units)
-    pairs, _ = data.read_pairs(args.data)
-    train_pairs, _ = data.split_pairs(pairs, 0.1, 42)
+    pairs, _ = data.read_rows(args.data)
+    train_pairs, _ = data.split(pairs, 0.1, 42)
     _, ids = data.encode_prompts(train_pairs, tokenizer, args.prompt, "prompts")
     (folder / "prompts.json").write_text(json.dumps(ids))
     (folder / "units.json").write_text(json.dumps(units))
@@ -159,10 +154,11 @@ def one_ours(args, folder):
     """Updates of train_ppo.py: a list of dicts of seconds, score and KL."""
     import torch
 
-    backbone_module, ppo = ours()
+    _, backbone, ppo = ours()
+    from common.cli import parse
     from common.models import load_tokenizer
 
-    flags = ppo.Args(**ppo.DEFAULTS)
+    flags = parse(ppo.__file__, ppo.DEFAULTS, {}, ppo.Args, argv=[])
     chosen = dict(rollout_size=args.rollout, epochs=args.epochs, minibatches=1, micro_batch_size=args.micro)
     chosen |= dict(max_new_tokens=args.response, seed=args.seed, bf16=True, kl_coef=args.kl_coef)
     chosen |= dict(learning_rate=args.learning_rate, value_learning_rate=args.learning_rate)
@@ -175,8 +171,8 @@ def one_ours(args, folder):
 
         def __init__(self, *arguments):
             super().__init__(*arguments)
-            whole = backbone_module.load_backbone(folder / "model", flags)
-            whole = backbone_module.add_adapter(whole, "reward", folder / "reward").merge_and_unload()
+            whole = backbone.load_backbone(folder / "model", flags)
+            whole = backbone.add_adapter(whole, "reward", folder / "reward").merge_and_unload()
             self.whole = whole.model
             for parameter in self.whole.parameters():
                 parameter.requires_grad = True
@@ -184,7 +180,7 @@ def one_ours(args, folder):
             self.value_parameters = dict(self.whole.named_parameters()) | head
 
         def values(self, prompts, responses, pad):
-            states = backbone_module.response_states(self.whole, prompts, responses, pad)
+            states = backbone.response_states(self.whole, prompts, responses, pad)
             return self.value_head(states.float())[:, 0]
 
     kind = FullValue if args.one == "ours_full_value" else ppo.Backbone
@@ -216,12 +212,7 @@ def one_trl(args, folder):
     import trl.experimental.ppo.ppo_trainer as module
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        TrainerCallback,
-    )
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")

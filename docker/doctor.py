@@ -1,19 +1,17 @@
 #!/usr/bin/env python3
 """Say what would stop a training run on this machine, and the one thing to do about each problem.
 
-One file, standard library only, Python 3.8 or newer; torch is asked where it is installed.
-
 In the repository:     python docker/doctor.py --task medical      (make doctor TASK=medical)
 In an image:           docker run --gpus all medical-train doctor
 On a strange machine:  ssh the-machine python3 - --task medical < docker/doctor.py
 
-One line per check: ok, warn (the run starts, but read this) or fail (the run stops), and the remedy below it. The exit
-code is 1 if a check failed, else 0. look() collects facts, check_*() judge them, TEXTS at the end says it in words.
+One file, standard library only, Python 3.8 or newer; torch is asked where it is installed. One line per check: ok, warn
+(the run starts, but read this) or fail (the run stops), and the remedy below it. The exit code is 1 if a check failed.
+look() collects the facts (m), each check_...(m) judges some of them, and TEXTS at the end holds every text.
 """
 
 import argparse
 import glob
-import http.client
 import importlib.util
 import json
 import os
@@ -48,7 +46,10 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 CU128 = ("medical", "alpaca", "domain_mix", "vl_insurance")  # these also have a lock for CUDA 12.8
 CHECKPOINTS = 3.0  # GB: three checkpoints with optimizer states, the best one and the adapter
 AUTODL = "/root/autodl-tmp"
+FOLDERS = ("MODELS_DIR", "DATA_DIR", "OUTPUT_DIR", "HF_HOME")
+ENV_NAMES = FOLDERS + ("MODEL_SOURCE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET")  # and <TASK>_DATA_DIR
 HUB = "https://huggingface.co"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LANG = "en"
 
 
@@ -58,7 +59,7 @@ def say(key, **facts):
 
 
 def result(m, name, status, text, fix=None, **more):
-    """One check's outcome. text, fix: keys of TEXTS, filled in with the facts about the machine (m) and more."""
+    """One check's outcome. text, fix: keys of TEXTS, filled in with the facts in m and more."""
     facts = dict(vars(m), **more)
     return {"name": name, "status": status, "text": say(text, **facts), "fix": say(fix, **facts) if fix else ""}
 
@@ -72,25 +73,8 @@ def read_text(path):
 
 
 # ---------------------------------------------------------------- GPU, driver, torch
-def ask_nvidia_smi():
-    """(GPUs, error): error is None where there is no nvidia-smi."""
-    fields = "name,driver_version,memory.total,memory.free"
-    for query in (fields + ",compute_cap", fields):  # drivers before 470 do not know compute_cap
-        command = ["nvidia-smi", "--query-gpu=" + query, "--format=csv,noheader,nounits"]
-        try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
-        except FileNotFoundError:
-            return [], None
-        except (OSError, subprocess.TimeoutExpired) as problem:
-            return [], str(problem)
-        text = done.stdout.decode(errors="replace")
-        output = " ".join(text.split())[:200]
-        if done.returncode == 0:
-            try:
-                return parse_gpus(text), say("gpu_list_empty")
-            except ValueError:
-                return [], say("gpu_list_unreadable", output=output)
-    return [], output
+def major(version):
+    return int(version.split(".")[0])
 
 
 def parse_gpus(text):
@@ -108,8 +92,23 @@ def parse_gpus(text):
     return gpus
 
 
-def major(version):
-    return int(version.split(".")[0])
+def ask_nvidia_smi():
+    """(GPUs, error): error is None where there is no nvidia-smi."""
+    fields, error = "name,driver_version,memory.total,memory.free", None
+    for query in (fields + ",compute_cap", fields):  # drivers before 470 do not know compute_cap
+        command = ["nvidia-smi", "--query-gpu=" + query, "--format=csv,noheader,nounits"]
+        try:
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=30)
+            error = " ".join((done.stdout + done.stderr).split())[:200]
+            if done.returncode == 0:
+                return parse_gpus(done.stdout), say("gpu_list_empty")
+        except FileNotFoundError:
+            return [], None
+        except ValueError:
+            return [], say("gpu_list_unreadable", output=error)
+        except (OSError, subprocess.TimeoutExpired) as problem:
+            return [], str(problem)
+    return [], error
 
 
 # In a process of its own: importing torch can crash.
@@ -133,19 +132,19 @@ def ask_torch():
     if importlib.util.find_spec("torch") is None:
         return {}
     try:
-        done = subprocess.run([sys.executable, "-c", TORCH_PROBE], capture_output=True, timeout=180)
-        return json.loads(done.stdout.decode().strip().splitlines()[-1])
+        command = [sys.executable, "-c", TORCH_PROBE]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=180)
+        return json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": str(error)}
     except (ValueError, IndexError):
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        return {"error": lines[-1][:200]}
+        return {"error": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1][:200]}
 
 
 def lock_for(task, torch, driver, cu128):
-    """The task's lock to compare with: that of the torch which is installed, else the one for the driver.
+    """The lock to compare with: that of the torch which is installed, else the one for the driver.
 
-    cu128: {name: version} of the lock for CUDA 12.8, {} where there is none.
+    cu128: {name: version} of the task's lock for CUDA 12.8, {} where there is none.
     """
     if "torch" in cu128 and torch.get("version", "").split("+")[0] == cu128["torch"]:
         return "requirements-cu128.txt"
@@ -160,21 +159,21 @@ def check_gpu(m):
         return result(m, "GPU", "ok", "gpu", count=len(m.gpus), names=names)
     if m.gpu_error is None:
         return result(m, "GPU", "warn", "gpu_none", "gpu_none_fix")
-    return result(
-        m, "GPU", "fail", "gpu_error", "gpu_restart" if "version mismatch" in m.gpu_error else "gpu_reinstall"
-    )
+    fix = "gpu_restart" if "version mismatch" in m.gpu_error else "gpu_reinstall"
+    return result(m, "GPU", "fail", "gpu_error", fix)
 
 
 def check_driver(m):
     """Torch that computes is proof enough: NVIDIA's compatibility package runs a newer CUDA on an older driver."""
-    driver, cuda = m.gpus[0]["driver"], m.torch.get("cuda")
-    facts = {"driver": driver, "cuda": cuda or "13.0", "need": OLDEST_DRIVER.get(major(cuda or "13.0"), 0)}
-    if major(driver) >= facts["need"] or m.torch.get("works"):
-        return result(m, "driver", "ok", "driver", **facts)
-    if facts["need"] == OLDEST_DRIVER[13] and major(driver) >= OLDEST_DRIVER[12] and m.task in CU128:
-        # Before torch is installed the other lock is still open.
-        return result(m, "driver", "fail" if cuda else "warn", "driver_old", "driver_or_cu128", **facts)
-    return result(m, "driver", "fail", "driver_old", "driver_update", **facts)
+    driver, cuda = m.gpus[0]["driver"], m.torch.get("cuda") or "13.0"
+    need = OLDEST_DRIVER.get(major(cuda), 0)
+    status, text, fix = "fail", "driver_old", "driver_update"
+    if major(driver) >= need or m.torch.get("works"):
+        status, text, fix = "ok", "driver", None
+    elif major(cuda) == 13 and major(driver) >= OLDEST_DRIVER[12] and m.task in CU128:
+        # Before torch is installed, the other lock is still open.
+        status, fix = "fail" if m.torch.get("cuda") else "warn", "driver_or_cu128"
+    return result(m, "driver", status, text, fix, driver=driver, cuda=cuda, need=need)
 
 
 def check_kernels(m):
@@ -186,39 +185,40 @@ def check_kernels(m):
     for kind, digits, exact in re.findall(r"\b(sm|compute)_(\d+)([af]?)\b", archs):
         have = divmod(int(digits), 10)
         newest = max(newest, have)
-        if exact:
-            covered |= kind == "sm" and have == capability
-        else:
-            covered |= have <= capability and (kind == "compute" or have[0] == capability[0])
-    facts = {"version": m.torch["version"], "sm": "sm_{}{}".format(*capability), "archs": archs}
-    if covered:
-        return result(m, "kernels", "ok", "kernels", **facts)
-    return result(m, "kernels", "fail", "kernels_none", "kernels_lock" if capability > newest else "gpu_old", **facts)
+        newer = not exact and have <= capability and (kind == "compute" or have[0] == capability[0])
+        covered = covered or newer or have == capability
+    fix = "kernels_lock" if capability > newest else "gpu_old"
+    status, text, fix = ("ok", "kernels", None) if covered else ("fail", "kernels_none", fix)
+    sm = "sm_{}{}".format(*capability)
+    return result(m, "kernels", status, text, fix, version=m.torch["version"], sm=sm, archs=archs)
 
 
 def check_torch(m):
-    facts = dict({"reason": say("torch_wrong")}, **m.torch)
-    if not m.torch or "error" in m.torch:
-        return result(m, "torch", "fail", "torch_broken" if m.torch else "torch_none", "torch_install", **facts)
-    if not m.gpus:
-        return result(m, "torch", "ok", "torch_cpu", **facts)
-    if facts["cuda"] is None:
-        return result(m, "torch", "fail", "torch_cpu_build", "torch_install", **facts)
-    if not facts["works"]:
-        return result(m, "torch", "fail", "torch_no_gpu", "torch_no_gpu_fix", **facts)
-    return result(m, "torch", "ok", "torch", **facts)
+    status, text, fix = "fail", "torch_none", "torch_install"
+    if m.torch.get("error"):
+        text = "torch_broken"
+    elif m.torch and not m.gpus:
+        status, text, fix = "ok", "torch_cpu", None
+    elif m.torch and m.torch["cuda"] is None:
+        text = "torch_cpu_build"
+    elif m.torch and not m.torch["works"]:
+        text, fix = "torch_no_gpu", "torch_no_gpu_fix"
+    elif m.torch:
+        status, text, fix = "ok", "torch", None
+    return result(m, "torch", status, text, fix, **dict({"reason": say("torch_wrong")}, **m.torch))
 
 
 def check_gpu_memory(m):
-    known = [gpu for gpu in m.gpus if gpu["free"] is not None and gpu["total"] is not None]
+    known = [gpu for gpu in m.gpus if None not in (gpu["free"], gpu["total"])]
     if not known:
         return result(m, "GPU memory", "warn", "gpu_memory_unknown", "gpu_memory_unknown_fix")
-    best = max(known, key=lambda gpu: gpu["free"])
-    if best["free"] >= 0.9 * m.card:  # a "10 GB" card has 9.7, less what the driver takes
-        return result(m, "GPU memory", "ok", "gpu_memory", **best)
-    fix = "gpu_memory_busy" if best["total"] >= 0.9 * m.card else "gpu_memory_small"
-    # The recipe's figure says little about another model.
-    return result(m, "GPU memory", "warn" if m.other_model else "fail", "gpu_memory", fix, **best)
+    free, total = max((gpu["free"], gpu["total"]) for gpu in known)
+    enough = 0.9 * m.card  # a "10 GB" card has 9.7, less what the driver takes
+    if free >= enough:
+        return result(m, "GPU memory", "ok", "gpu_memory", free=free, total=total)
+    status = "warn" if m.other_model else "fail"  # the recipe's figure says little about another model
+    fix = "gpu_memory_busy" if total >= enough else "gpu_memory_small"
+    return result(m, "GPU memory", status, "gpu_memory", fix, free=free, total=total)
 
 
 def check_compiler(m):
@@ -229,6 +229,10 @@ def check_compiler(m):
 
 
 # ---------------------------------------------------------------- Python and its packages
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def parse_lock(text):
     """{normalised name: version} of the `name==version` lines, less those for another Python."""
     marker = r"(?:\s*;\s*python_(?:full_)?version (<|>=) '3\.(\d+)')?"
@@ -237,26 +241,20 @@ def parse_lock(text):
     return {normal(name): version for name, version, op, minor in lines if not op or (ours < int(minor)) == (op == "<")}
 
 
-def normal(name):
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def installed_packages():
     from importlib import metadata
 
-    found = {}
-    for each in metadata.distributions():  # in the order of sys.path, and the first one is imported
-        if each.metadata["Name"]:
-            found.setdefault(normal(each.metadata["Name"]), each.version)
-    return found
+    found = reversed(list(metadata.distributions()))  # of two versions the first on sys.path is imported
+    return {normal(each.metadata["Name"]): each.version for each in found if each.metadata["Name"]}
 
 
 def check_python(m):
+    status, fix = "ok", None
     if m.python < (3, 11):
-        return result(m, "Python", "fail", "python", "python_old")
-    if m.hashed and (m.python, m.system) != ((3, 12), "Linux x86_64"):
-        return result(m, "Python", "warn", "python", "python_lock")
-    return result(m, "Python", "ok", "python")
+        status, fix = "fail", "python_old"
+    elif m.hashed and (m.python, m.system) != ((3, 12), "Linux x86_64"):
+        status, fix = "warn", "python_lock"
+    return result(m, "Python", status, "python", fix)
 
 
 def check_versions(m):
@@ -264,30 +262,24 @@ def check_versions(m):
     if not m.locked:
         return result(m, "versions", "warn", "versions_no_lock", "versions_no_lock_fix")
     have, total = m.installed, len(m.locked)
-    wrong = sorted(name for name in m.locked if have.get(name, "").split("+")[0] != m.locked[name])
-    missing = sum(name not in have for name in wrong)
+    wrong = sorted(name for name in m.locked if (have.get(name) or "").split("+")[0] != m.locked[name])
+    missing = sum(not have.get(name) for name in wrong)
     if not wrong:
         return result(m, "versions", "ok", "versions", total=total)
     if missing > total / 2:
         return result(m, "versions", "fail", "versions_missing", "pip_lock", missing=missing, total=total)
     ours = [name for name in wrong if name in m.direct]
     shown = [f"{name} {have.get(name) or say('missing')} ({m.locked[name]})" for name in ours or wrong]
-    drift = ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
-    status = "fail" if ours else "warn"
+    drift, status = ", ".join(shown[:4]) + (" …" if len(shown) > 4 else ""), "fail" if ours else "warn"
     return result(m, "versions", status, "versions_differ", "pip_lock", count=len(wrong), drift=drift)
 
 
 def check_leftovers(m):
     """Packages compiled for the torch of the machine's own image break the import of another torch."""
-    if not m.locked:
-        return None
     names = ("torchvision", "torchaudio", "xformers", "flash-attn", "vllm")
     left = [name for name in names if name in m.installed and name not in m.locked]
-    if not left:
-        return result(m, "leftovers", "ok", "leftovers_none")
-    return result(
-        m, "leftovers", "warn", "leftovers", "leftovers_fix", names=", ".join(left), packages=" ".join(left)
-    )
+    status, text, fix = ("warn", "leftovers", "leftovers_fix") if left else ("ok", "leftovers_none", None)
+    return result(m, "leftovers", status, text, fix, names=", ".join(left), packages=" ".join(left))
 
 
 # ---------------------------------------------------------------- disk, RAM, /dev/shm, rights
@@ -301,19 +293,18 @@ def nearest(folder):
 
 def free_ram(meminfo="/proc/meminfo", cgroup="/sys/fs/cgroup"):
     """GB that this process may still take, by the machine and by its container (cgroup v2, v1); None if unknown."""
-    match = re.search(r"MemAvailable:\s+(\d+)", read_text(meminfo))
-    if not match:
+    available = re.search(r"MemAvailable:\s+(\d+)", read_text(meminfo))
+    if not available:
         return None
-    free = int(match[1]) * 1024
+    free = int(available[1]) * 1024
     v2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
     v1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file")
     for *files, cache in (v2, v1):
         limit, used, stat = (read_text(os.path.join(cgroup, file)) for file in files)
         if limit.strip().isdigit():  # not "max"; v1 has a huge number for that
             # The cache of files that were read counts as used, but the kernel gives it up on demand.
-            match = re.search(rf"^{cache} (\d+)", stat, re.MULTILINE)
-            free = min(free, int(limit) - int(used or 0) + int(match[1] if match else 0))
-            break
+            cached = re.search(rf"^{cache} (\d+)", stat, re.MULTILINE)
+            free = min(free, int(limit) - int(used or 0) + int(cached[1] if cached else 0))
     return free / 1e9
 
 
@@ -331,8 +322,6 @@ def check_disk(m):
 
 def check_ram(m):
     """Loading goes file by file (4 GB each at most); merging an adapter holds the 16-bit model."""
-    if m.ram is None:
-        return None
     if m.ram < min(6, max(2, m.size)):
         return result(m, "RAM", "fail", "ram_small", "ram_fix")
     if m.ram < m.size:
@@ -348,18 +337,17 @@ def check_shm(m):
 
 
 def check_write(m):
-    failed = {}
-    for place in m.places:
+    failed, status, fix = [], "ok", None
+    for place in reversed(m.places):
         try:
             with tempfile.NamedTemporaryFile(dir=nearest(place["folder"]), prefix=".doctor-"):
                 pass
         except OSError as error:
-            failed[f"{place['name']} ({place['folder']}: {error.strerror})"] = place["need"] > 0
-    if not failed:
-        return result(m, "write access", "ok", "write", names=" ".join(place["name"] for place in m.places))
-    status = "fail" if any(failed.values()) else "warn"
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    return result(m, "write access", status, "write_denied", "write_fix", failed=", ".join(failed), user=user)
+            failed.append(f"{place['name']} ({place['folder']}: {error.strerror})")
+            status, fix = "fail" if place["need"] or status == "fail" else "warn", "write_fix"
+    names, user = " ".join(place["name"] for place in reversed(m.places)), os.getuid() if hasattr(os, "getuid") else 0
+    text = "write_denied" if failed else "write"
+    return result(m, "write access", status, text, fix, names=names, failed=", ".join(failed), user=user)
 
 
 # ---------------------------------------------------------------- paths: the same rules as common/paths.py
@@ -375,7 +363,7 @@ def find_task(task, cwd, script):
 
 
 def read_env_file(path, values):
-    """Add the NAME=VALUE lines of a .env file to values, as python-dotenv does. Returns why it cannot be read, or ""."""
+    """Add a .env file's NAME=VALUE lines to values, as python-dotenv reads them. Returns why it cannot be read, or ""."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
@@ -384,42 +372,36 @@ def read_env_file(path, values):
     except OSError as error:
         return error.strerror if os.path.isfile(path) else ""
     known = dict(values)
-    for line in lines:
-        match = re.match(r"\s*(?:export\s+)?(\w+)\s*=\s*(.*?)\s*$", line)
-        if match:
-            quoted = re.match(r"(['\"])(.*)\1", match[2])
-            value = quoted[2] if quoted else re.split(r"\s+#", match[2])[0]
-            value = re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda part: known.get(part[1], part[2] or ""), value)
-            known[match[1]] = value
+    for match in filter(None, (re.match(r"\s*(?:export\s+)?(\w+)\s*=\s*(.*?)\s*$", line) for line in lines)):
+        quoted = re.match(r"(['\"])(.*)\1", match[2])
+        value = quoted[2] if quoted else re.split(r"\s+#", match[2])[0]
+        value = re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda part: known.get(part[1], part[2] or ""), value)
+        known[match[1]] = value
+        if match[1] in ENV_NAMES or match[1].endswith("_DATA_DIR"):
             values.setdefault(match[1], value)
     return ""
 
 
 def settings(environ, cwd, task_dir, autodl=AUTODL):
     """(the variables as the recipes' scripts see them: environment, .env files, defaults; {.env file: error})."""
-    values, errors = dict(environ), {}
-    for folder in dict.fromkeys((cwd, task_dir, os.path.dirname(task_dir))):
-        path = os.path.join(folder, ".env")
-        errors[path] = read_env_file(path, values)
+    values, folders = dict(environ), dict.fromkeys((cwd, task_dir, os.path.dirname(task_dir)))
+    errors = {path: read_env_file(path, values) for path in (os.path.join(folder, ".env") for folder in folders)}
     values = {name: value for name, value in values.items() if value}
     rented = os.path.isdir(autodl)
     for name, folder in (("MODELS_DIR", "models"), ("DATA_DIR", "data"), ("OUTPUT_DIR", "outputs")):
         values.setdefault(name, os.path.join(autodl if rented else cwd, folder))
     values.setdefault("HF_HOME", os.path.join(autodl, "huggingface") if rented else "~/.cache/huggingface")
-    for name in ("MODELS_DIR", "DATA_DIR", "OUTPUT_DIR", "HF_HOME"):
+    for name in FOLDERS:
         values[name] = os.path.expanduser(values[name])
     values.setdefault("MODEL_SOURCE", "huggingface")
     return values, {path: error for path, error in errors.items() if error}
 
 
-def check_env(m):
-    """Every script of the recipes stops at such a file, too."""
-    for path, error in m.env_errors.items():
-        return result(m, ".env", "fail", "unreadable", "env_fix", path=path, error=error)
-    return None
-
-
 # ---------------------------------------------------------------- model and data
+def inside(folder, pattern):
+    return sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern)))
+
+
 def find_model(name, values):
     """The folder of a model on this machine, or None: a path, MODELS_DIR in both spellings, the hub's cache."""
     modelscope = name.replace(".", "___")
@@ -428,79 +410,66 @@ def find_model(name, values):
     places.append(os.path.join(root, "models", modelscope))
     if values["MODEL_SOURCE"] != "modelscope":
         # A download into the cache that broke off is no fault: the run completes it.
-        snapshots = sorted(glob.glob(os.path.join(cache, "snapshots", "*")))
-        places += [place for place in snapshots if not broken_weights(place)]
+        places += [place for place in inside(cache, "snapshots/*") if not broken_weights(place)]
     return next((place for place in places if os.path.isfile(os.path.join(place, "config.json"))), None)
 
 
 def model_size(name, found, default):
     """GB on disk: of the files that are there, else by the name ("-1.5B-", 16 bits), else default."""
     if found:
-        return sum(os.path.getsize(each) for each in glob.glob(os.path.join(found, "*.safetensors"))) / 1e9 or default
+        return sum(map(os.path.getsize, inside(found, "*.safetensors"))) / 1e9 or default
     match = re.search(r"[-_](\d+(?:\.\d+)?)([BM])(?![a-z0-9])", name, re.IGNORECASE)
     return float(match[1]) * (2 if match[2] in "Bb" else 0.002) if match else default
 
 
 def broken_weights(folder):
     """What is wrong with a model's *.safetensors, as text; "" where every file is there and as long as it says it is."""
-    names = {os.path.basename(path) for path in glob.glob(os.path.join(folder, "*.safetensors"))}
-    index = os.path.join(folder, "model.safetensors.index.json")
+    paths = set(inside(folder, "*.safetensors"))
+    path = os.path.join(folder, "model.safetensors.index.json")
     try:
-        if os.path.isfile(index):
-            with open(index, encoding="utf-8") as file:
-                names |= set(json.load(file)["weight_map"].values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return say("file_damaged", file=os.path.basename(index), size=os.path.getsize(index))
-    for name in sorted(names):
-        path, whole = os.path.join(folder, name), None
-        if not os.path.isfile(path):
-            return say("file_missing", file=name)
-        try:
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                paths |= {os.path.join(folder, name) for name in json.load(file)["weight_map"].values()}
+        for path in sorted(paths):
+            if not os.path.isfile(path):
+                return say("file_missing", file=os.path.basename(path))
             with open(path, "rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
+                length = struct.unpack("<Q", file.read(8))[0]
                 header = json.loads(file.read(length)) if length < 10**8 else {}
-            whole = 8 + length + max(each["data_offsets"][1] for key, each in header.items() if key != "__metadata__")
-        except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError):
-            pass
-        if os.path.getsize(path) != whole:
-            return say("file_damaged", file=name, size=os.path.getsize(path))
-    return "" if names else say("weights_none")
-
-
-def how_to_get(name, values, script):
-    """The command that brings a model to where it will be found: ours in the repository, else the hub's own."""
-    key = "get_modelscope" if values["MODEL_SOURCE"] == "modelscope" else "get_huggingface"
-    if script and os.path.isfile(os.path.join(os.path.dirname(os.path.dirname(script)), "tools", "fetch.py")):
-        key = "get_ours"
-    return say(key, model=name, folder=os.path.join(values["MODELS_DIR"], name))
-
-
-def on_a_hub(name):
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+            ends = [each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"]
+            if os.path.getsize(path) != 8 + length + max(ends):
+                raise ValueError
+    except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError):
+        return say("file_damaged", file=os.path.basename(path), size=os.path.getsize(path))
+    return "" if paths else say("weights_none")
 
 
 def check_model(m):
+    command = "get_modelscope" if m.source == "modelscope" else "get_huggingface"
+    if m.script and os.path.isfile(os.path.join(os.path.dirname(os.path.dirname(m.script)), "tools", "fetch.py")):
+        command = "get_ours"
+    if m.broken:
+        command = say(command, **vars(m))
+        return result(m, "model", "fail", "model_broken", "model_again", command=command)
     if m.found:
-        if m.broken:
-            return result(m, "model", "fail", "model_broken", "model_again")
         return result(m, "model", "ok", "model")
-    if not on_a_hub(m.model):
+    if not HUB_NAME.fullmatch(m.model):
         return result(m, "model", "fail", "model_nowhere", "model_nowhere_fix")
-    return result(m, "model", "warn", "model_to_fetch", "model_get")
+    return result(m, "model", "warn", "model_to_fetch", command)
 
 
 def check_data(m):
     """The data folder of a task: <TASK>_DATA_DIR, else DATA_DIR/<task>."""
-    own, error, key = m.task.upper() + "_DATA_DIR", "", "data_empty"
+    own, error, text = m.task.upper() + "_DATA_DIR", "", "data_empty"
     path = os.path.expanduser(m.values.get(own) or os.path.join(m.values["DATA_DIR"], m.task))
     try:
         if os.path.isfile(path) or os.listdir(path):
             return result(m, "data", "ok", "data", path=path)
     except FileNotFoundError:
-        key = "data_none"
+        text = "data_none"
     except OSError as problem:
-        key, error = "unreadable", problem.strerror
-    return result(m, "data", "warn", key, "data_fix", path=path, error=error, own=own)
+        text, error = "unreadable", problem.strerror
+    return result(m, "data", "warn", text, "data_fix", path=path, error=error, own=own)
 
 
 # ---------------------------------------------------------------- hubs
@@ -522,7 +491,7 @@ def probe(url, timeout, token=None):
             return answer.status, time.time() - began
     except urllib.error.HTTPError as error:
         return error.code, time.time() - began
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except Exception as error:  # a wrong URL, no network, no HTTP: all of them are no answer
         return None, str(getattr(error, "reason", error)) or type(error).__name__
 
 
@@ -545,35 +514,26 @@ def probe_all(urls, timeout, token=None):
     return dict(found)
 
 
-def hub_urls(endpoint, model):
-    """What each hub is asked for: Hugging Face for a file of the model itself, which tells gated from gone."""
-    return {
-        "huggingface": f"{endpoint}/{model}/resolve/main/config.json",
-        "modelscope": f"https://www.modelscope.cn/api/v1/models/{model}",
-        "xet": "https://cas-server.xethub.hf.co/",
-    }
-
-
 def check_hub(m, hub, other):
-    """The model may still have to come from here; then a hub that does not give it stops the run."""
-    url, (status, more) = m.urls[hub], m.outcomes[hub]
-    host = url.partition("://")[2].split("/")[0].rpartition("@")[2] or url  # no scheme: all of it is wrong
-    bad = "fail" if not m.found and m.values["MODEL_SOURCE"] == hub else "warn"
-    if status is None:
+    """A hub that the model still has to come from stops the run if it does not give it."""
+    url, (code, more) = m.urls[hub], m.outcomes[hub]
+    host = url.partition("://")[2].split("/")[0].rpartition("@")[2] or url  # all of it where the scheme is missing
+    status = "fail" if not m.found and m.source == hub else "warn"
+    if code is None:
         text, fix = "hub_silent", "hub_proxy"
         if hub == "huggingface":
             fix = "hub_mirror" if m.outcomes[other][0] is None else "hub_other"
-    elif status in (401, 403):
+    elif code in (401, 403):
         text, fix = "hub_closed", "hub_licence"
         if hub == "huggingface" and m.values.get("HF_TOKEN") and m.endpoint != HUB:
-            bad, fix = "warn", "hub_token_kept"
-    elif status == 404:
+            status, fix = "warn", "hub_token_kept"
+    elif code == 404:
         text, fix = "hub_no_model", "hub_no_model_fix"
-    elif status >= 400:
+    elif code >= 400:
         text, fix = "hub_error", "hub_later"
     else:
-        bad, text, fix = "ok", "hub", None
-    return result(m, hub, bad, text, fix, host=host, code=status, more=more)
+        status, text, fix = "ok", "hub", None
+    return result(m, hub, status, text, fix, host=host, code=code, more=more)
 
 
 def check_xet(m):
@@ -581,30 +541,25 @@ def check_xet(m):
     disabled = m.values.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "ON", "YES", "TRUE")
     if disabled or not m.xet:
         return result(m, "Xet", "ok", "xet_off")
-    if m.endpoint != HUB:
-        return result(m, "Xet", "warn", "xet_mirror", "xet_fix")
-    if m.outcomes["xet"][0] is None:
-        return result(m, "Xet", "warn", "xet_silent", "xet_fix")
-    return result(m, "Xet", "ok", "xet")
+    if m.endpoint == HUB and m.outcomes["xet"][0] is not None:
+        return result(m, "Xet", "ok", "xet")
+    return result(m, "Xet", "warn", "xet_silent" if m.endpoint == HUB else "xet_mirror", "xet_fix")
 
 
 # ---------------------------------------------------------------- all of it
 def look(args, environ, cwd, script):
-    """The facts about this machine and this run that the checks judge."""
-    m = SimpleNamespace()
+    """The facts about this machine and this run."""
+    m = SimpleNamespace(script=script)
     m.task, task_dir = find_task(args.task, cwd, script)
     default, m.size, m.card = RECIPES.get(m.task, RECIPES["medical"])
     m.recipe, m.model = m.task or "7B", args.model or default
     m.other_model = m.model != default
     m.values, m.env_errors = settings(environ, cwd, task_dir)
-
     m.gpus, m.gpu_error = ask_nvidia_smi()
     m.torch = ask_torch()
-    compilers = (shutil.which(name) for name in (environ.get("CC") or "gcc", "cc", "clang"))
-    m.compiler = next(filter(None, compilers), None)
+    m.compiler = next(filter(None, map(shutil.which, (environ.get("CC") or "gcc", "cc", "clang"))), None)
     m.header = os.path.isfile(os.path.join(sysconfig.get_paths()["include"], "Python.h"))
     m.python, m.system = sys.version_info[:2], f"{platform.system()} {platform.machine()}"
-    m.python_name = "{}.{}".format(*m.python)
 
     cu128 = parse_lock(read_text(os.path.join(task_dir, "requirements-cu128.txt")))
     m.lock = lock_for(m.task, m.torch, m.gpus[0]["driver"] if m.gpus else None, cu128)
@@ -613,7 +568,7 @@ def look(args, environ, cwd, script):
     m.lock_file = args.lock or default_lock
     lock_text = read_text(m.lock_file)
     m.locked, m.hashed = parse_lock(lock_text), "--hash" in lock_text
-    # requirements-cpu.txt has an .in file of its own; others share the task's.
+    # requirements-cpu.txt has an .in file of its own; the others share the task's.
     sources = (os.path.splitext(m.lock_file)[0] + ".in", os.path.join(task_dir, "requirements.in"))
     m.direct = next(filter(None, (parse_lock(read_text(path)) for path in sources)), m.locked)
     m.installed = installed_packages() if m.locked else {}
@@ -623,39 +578,45 @@ def look(args, environ, cwd, script):
     if m.found or m.other_model:
         m.size = model_size(m.model, m.found, m.size)
     m.source = m.values["MODEL_SOURCE"]
-    m.command = how_to_get(m.model, m.values, script) if m.model else ""
     fetched_to = "MODELS_DIR" if m.source == "modelscope" else "HF_HOME"
-    m.places = [
-        {"name": fetched_to, "need": 0 if m.found else m.size},
-        {"name": "OUTPUT_DIR", "need": CHECKPOINTS + m.size},
-    ]
-    for place in m.places:
-        place["folder"] = m.values[place["name"]]
-        place["free"] = shutil.disk_usage(nearest(place["folder"])).free / 1e9
-        place["device"] = os.stat(nearest(place["folder"])).st_dev
+    m.folder = os.path.join(m.values["MODELS_DIR"], m.model or "")
+    m.places = []
+    for name, need in ((fetched_to, 0 if m.found else m.size), ("OUTPUT_DIR", CHECKPOINTS + m.size)):
+        there = nearest(m.values[name])
+        free, device = shutil.disk_usage(there).free / 1e9, os.stat(there).st_dev
+        m.places.append({"name": name, "folder": m.values[name], "need": need, "free": free, "device": device})
     m.ram = free_ram()
     m.shm = shutil.disk_usage("/dev/shm").total / 1e9 if os.path.isdir("/dev/shm") else None
 
+    m.endpoint = m.values.get("HF_ENDPOINT", HUB).rstrip("/")
+    m.xet = importlib.util.find_spec("hf_xet") is not None
     m.urls = {}
-    if m.model and not args.offline and on_a_hub(m.model):
-        m.endpoint = m.values.get("HF_ENDPOINT", HUB).rstrip("/")
-        m.urls = hub_urls(m.endpoint, m.model)
+    if m.model and not args.offline and HUB_NAME.fullmatch(m.model):
+        m.urls = {  # a file of the model itself tells gated from gone
+            "huggingface": f"{m.endpoint}/{m.model}/resolve/main/config.json",
+            "modelscope": f"https://www.modelscope.cn/api/v1/models/{m.model}",
+            "xet": "https://cas-server.xethub.hf.co/",
+        }
         m.outcomes = probe_all(m.urls, args.timeout, m.values.get("HF_TOKEN"))
-        m.xet = importlib.util.find_spec("hf_xet")
     return m
 
 
 def examine(m):
-    """Run every check that applies -> list of results."""
+    """Every check that applies -> list of results."""
     checks = [check_gpu(m)]
-    if m.gpus:
-        checks += [check_driver(m), check_kernels(m)]
-    checks.append(check_torch(m))
-    if m.gpus:
-        checks += [check_gpu_memory(m) if m.card else None, check_compiler(m)]
-    checks += [check_python(m), check_versions(m), check_leftovers(m), check_env(m)]
-    checks += [check_disk(m), check_ram(m), check_shm(m), check_write(m)]
-    checks += [check_model(m) if m.model else None, check_data(m) if m.task in RECIPES else None]
+    checks += [check_driver(m), check_kernels(m)] if m.gpus else []
+    checks += [check_torch(m)]
+    checks += [check_gpu_memory(m)] if m.gpus and m.card else []
+    checks += [check_compiler(m)] if m.gpus else []
+    checks += [check_python(m), check_versions(m)]
+    checks += [check_leftovers(m)] if m.locked else []
+    for path, error in m.env_errors.items():  # every script of the recipes stops at such a file, too
+        checks.append(result(m, ".env", "fail", "unreadable", "env_fix", path=path, error=error))
+    checks += [check_disk(m)]
+    checks += [check_ram(m)] if m.ram is not None else []
+    checks += [check_shm(m), check_write(m)]
+    checks += [check_model(m)] if m.model else []
+    checks += [check_data(m)] if m.task in RECIPES else []
     if m.urls:
         checks += [check_hub(m, "huggingface", "modelscope"), check_hub(m, "modelscope", "huggingface"), check_xet(m)]
     return [check for check in checks if check]
@@ -673,9 +634,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=say("help"), parents=[language])
     for flag in ("task", "model", "lock"):
         parser.add_argument("--" + flag, help=say("help_" + flag))
-    parser.add_argument("--offline", action="store_true", help=say("help_offline"))
     parser.add_argument("--timeout", type=float, default=5, help=say("help_timeout"))
-    parser.add_argument("--json", action="store_true", help=say("help_json"))
+    for flag in ("offline", "json"):
+        parser.add_argument("--" + flag, action="store_true", help=say("help_" + flag))
     args = parser.parse_args(argv)
     script = globals().get("__file__")
     script = os.path.abspath(script) if script and os.path.isfile(script) else None
@@ -692,3 +653,146 @@ def main(argv=None):
     return int(any(check["status"] == "fail" for check in checks))
 
 
+# key: (English, Chinese); one string where both are the same
+# fmt: off
+TEXTS = {
+    "help": ("Say what would stop a training run on this machine, and what to do about it. Exit code 1: a check failed.",
+             "检查这台机器上什么会让训练失败，以及该怎么办。退出码 1：有检查项失败。"),
+    "help_task": ("a recipe's folder, e.g. medical (default: this folder)", "任务目录，如 medical（默认：当前目录）"),
+    "help_model": ("the model to train (default: the recipe's)", "要训练的模型（默认：任务自带的）"),
+    "help_lock": ("the requirements.txt to compare with (default: the recipe's)", "要对照的锁文件（默认：任务自带的）"),
+    "help_timeout": ("seconds to wait for a hub (5)", "等待模型站点的秒数（5）"),
+    "help_offline": ("ask no hub", "不访问模型站点"),
+    "help_json": ("print a JSON list of {{name, status, text, fix}}", "输出 JSON 列表：{{name, status, text, fix}}"),
+    "summary": ("{ok} ok, {warn} warn, {fail} fail", "{ok} 项正常，{warn} 项警告，{fail} 项失败"),
+    "unreadable": ("cannot read {path}: {error}", "无法读取 {path}：{error}"),
+    "gpu": "{count} x {names}",
+    "gpu_none": ("no nvidia-smi here: only --demo runs", "没有 nvidia-smi：只能运行 --demo"),
+    "gpu_none_fix": ("in Docker add --gpus all, with the NVIDIA Container Toolkit on the host; else rent a machine with a GPU",
+                     "在 Docker 里加 --gpus all，宿主机要装 NVIDIA Container Toolkit；否则租一台有显卡的机器"),
+    "gpu_error": ("nvidia-smi fails: {gpu_error}", "nvidia-smi 出错：{gpu_error}"),
+    "gpu_list_empty": ("it lists no GPU", "没有列出显卡"),
+    "gpu_list_unreadable": ("cannot read its list: {output}", "无法读取它的输出：{output}"),
+    "gpu_restart": ("restart the machine: its driver was updated while in use", "重启机器：驱动在使用中被更新了"),
+    "gpu_reinstall": ("take another machine or reinstall the driver: no CUDA program can run here",
+                      "换一台机器，或重装驱动：现在任何 CUDA 程序都跑不了"),
+    "gpu_old": ("take a newer GPU: this one is too old", "换一块更新的显卡：这块太旧了"),
+    "driver": ("driver {driver}, torch for CUDA {cuda}", "驱动 {driver}，torch 的 CUDA 版本 {cuda}"),
+    "driver_old": ("driver {driver}, torch for CUDA {cuda}: needs {need} or newer",
+                   "驱动 {driver}，torch 的 CUDA 版本 {cuda}：需要 {need} 或更新的驱动"),
+    "driver_update": ("update the driver to {need} or newer, or take a machine that has one",
+                      "把驱动升级到 {need} 或更新，或换一台驱动够新的机器"),
+    "driver_or_cu128": (
+        "update the driver to {need} or newer, take a machine that has one, or use CUDA 12.8: in Docker the tag cu128 "
+        "(make image TASK={task} CUDA=12.8), else pip install --no-deps -r requirements-cu128.txt",
+        "把驱动升级到 {need} 或更新，换一台驱动够新的机器，或用 CUDA 12.8：Docker 用标签 cu128"
+        "（make image TASK={task} CUDA=12.8），否则 pip install --no-deps -r requirements-cu128.txt"),
+    "kernels": ("torch {version} has kernels for {sm}", "torch {version} 有 {sm} 的内核"),
+    "kernels_none": ("torch {version} has no kernels for this GPU ({sm}); it has {archs}",
+                     "torch {version} 没有这块显卡（{sm}）的内核；只有 {archs}"),
+    "kernels_lock": ("install the torch in this folder's {lock}", "安装本目录 {lock} 里的 torch"),
+    "torch": ("torch {version} computes on the GPU", "torch {version} 能在显卡上计算"),
+    "torch_cpu": ("torch {version} will run on the CPU", "torch {version} 将在 CPU 上运行"),
+    "torch_none": ("torch is not installed", "没有安装 torch"),
+    "torch_broken": ("torch does not work: {error}", "torch 无法工作：{error}"),
+    "torch_cpu_build": ("torch {version} is a CPU build", "torch {version} 是 CPU 版"),
+    "torch_no_gpu": ("torch {version} cannot use the GPU: {reason}", "torch {version} 用不了显卡：{reason}"),
+    "torch_wrong": ("it computes a wrong sum", "算出的和不对"),
+    "torch_install": ("in the task's folder: pip install --no-deps -r {lock}",
+                      "在任务目录里：pip install --no-deps -r {lock}"),
+    "torch_no_gpu_fix": ("see the lines driver and kernels first; in a container, start it again with --gpus all",
+                         "先看 driver 和 kernels 两行；在容器里请用 --gpus all 重新启动"),
+    "gpu_memory": ("{free:.0f} of {total:.0f} GB free, {recipe} needs {card}",
+                   "显存空闲 {free:.0f} / {total:.0f} GB，{recipe} 需要 {card}"),
+    "gpu_memory_unknown": ("nvidia-smi does not say; {recipe} needs {card} GB",
+                           "nvidia-smi 没有给出显存；{recipe} 需要 {card} GB"),
+    "gpu_memory_unknown_fix": ("if the GPU shares the machine's RAM, see the line RAM; if it is split (MIG), see nvidia-smi",
+                               "显存与内存共用时看 RAM 一行；显卡切分过（MIG）时看 nvidia-smi"),
+    "gpu_memory_busy": ("other programs hold the rest: nvidia-smi lists them, stop those that are yours",
+                        "其余显存被别的程序占用：用 nvidia-smi 查看，结束属于你的那些"),
+    "gpu_memory_small": ("use a larger GPU or a smaller --model: python train.py --estimate shows what fits",
+                         "换更大的显卡，或用 --model 换更小的模型：python train.py --estimate 会列出放得下的设置"),
+    "compiler": ("{compiler}, and Python's headers", "{compiler}，以及 Python 头文件"),
+    "compiler_none": ("no C compiler: Triton cannot build its kernels", "缺少 C 编译器：Triton 无法生成内核"),
+    "header_none": ("no Python.h: Triton cannot build its kernels", "缺少 Python 头文件（Python.h）：Triton 无法生成内核"),
+    "compiler_fix": "apt-get install -y gcc libc6-dev python{python[0]}.{python[1]}-dev",
+    "python": "Python {python[0]}.{python[1]}, {system}",
+    "python_old": ("install Python 3.12: the code needs 3.11 or newer", "安装 Python 3.12：代码需要 3.11 或更新"),
+    "python_lock": ("requirements.txt is locked for Python 3.12 on Linux x86-64: use that, or the image",
+                    "requirements.txt 是为 Linux x86-64 + Python 3.12 锁定的：请用它，或用镜像"),
+    "versions": ("all {total} packages match the lock", "{total} 个包都与锁文件一致"),
+    "versions_missing": ("{missing} of {total} locked packages are not installed", "{missing} / {total} 个锁定的包没有安装"),
+    "versions_differ": ("{count} packages differ from the lock: {drift}", "{count} 个包与锁文件不同：{drift}"),
+    "versions_no_lock": ("no lock at {lock_file}: versions are not compared", "{lock_file} 没有锁文件：未比较版本"),
+    "versions_no_lock_fix": ("give --task or --lock", "请用 --task 或 --lock 指定"),
+    "missing": ("missing", "缺失"),
+    "pip_lock": "pip install --no-deps -r {lock_file}",
+    "leftovers": ("perhaps built for another torch: {names}", "可能是为别的 torch 编译的：{names}"),
+    "leftovers_none": ("no package was built for another torch", "没有为别的 torch 编译的包"),
+    "leftovers_fix": "pip uninstall -y {packages}",
+    "not_utf8": ("it is not UTF-8", "不是 UTF-8 编码"),
+    "env_fix": ("save it as UTF-8 text that this user may read", "存成 UTF-8 文本，并让当前用户可读"),
+    "disk": "{places}",
+    "disk_place": ("{names}: free {free:.1f} GB, needed {need:.1f}", "{names}: 空闲 {free:.1f} GB, 需要 {need:.1f}"),
+    "disk_fix": ("point {names} to a larger disk (in .env or the environment), or free some space",
+                 "把 {names} 指到更大的磁盘（在 .env 或环境变量里），或清理磁盘空间"),
+    "ram": ("{ram:.0f} GB free", "空闲 {ram:.0f} GB"),
+    "ram_small": ("{ram:.0f} GB free: too little to load the model", "空闲 {ram:.0f} GB：不够加载模型"),
+    "ram_merge": ("{ram:.0f} GB free; merging the adapter on this machine takes {size:.0f}",
+                  "空闲 {ram:.0f} GB；在本机合并低秩适配器需要 {size:.0f}"),
+    "ram_fix": ("use a machine or container with more memory (docker run --memory)",
+                "换内存更大的机器或容器（docker run --memory）"),
+    "shm": "{shm:.1f} GB",
+    "shm_none": ("there is none, and none is needed", "没有，也不需要"),
+    "shm_small": ("{mb:.0f} MB: too small for several GPUs or data-loader workers", "{mb:.0f} MB：不够多块显卡或多个数据加载进程用"),
+    "shm_fix": ("start Docker with --shm-size 8g (Kubernetes: mount an emptyDir of medium Memory)",
+                "启动 Docker 时加 --shm-size 8g（Kubernetes：挂载 medium 为 Memory 的 emptyDir）"),
+    "write": "{names}",
+    "write_denied": ("cannot write to {failed}", "无法写入 {failed}"),
+    "write_fix": ("run on the host: sudo chown -R {user} FOLDER, or point the variable elsewhere",
+                  "在宿主机上：sudo chown -R {user} 目录，或把变量指到别处"),
+    "file_missing": ("{file} is missing", "缺少 {file}"),
+    "file_damaged": ("{file} is cut off or damaged ({size} bytes)", "{file} 不完整或已损坏（{size} 字节）"),
+    "weights_none": ("no *.safetensors", "没有 *.safetensors"),
+    "model": "{found}",
+    "model_broken": "{found}: {broken}",
+    "model_again": ("move the folder away and fetch it again: {command}", "移走这个目录再重新下载：{command}"),
+    "model_nowhere": ("{model} is neither a folder here nor an <org>/<name> on a hub",
+                      "{model} 既不是本机目录，也不是站点上的 <组织>/<名字>"),
+    "model_nowhere_fix": ("check --model", "检查 --model"),
+    "model_to_fetch": ("{model} is not here: the run fetches {size:.1f} GB from {source}",
+                       "本机没有 {model}：训练时要从 {source} 下载 {size:.1f} GB"),
+    "get_ours": "make fetch MODEL={model}",
+    "get_modelscope": "pip install modelscope && modelscope download --model {model} --local_dir {folder}",
+    "get_huggingface": "hf download {model} --local-dir {folder}",
+    "data": "{path}",
+    "data_none": ("{path} is not there", "没有 {path}"),
+    "data_empty": ("{path} is empty", "{path} 是空的"),
+    "data_fix": ("copy the data there, set {own}, or give --data (--demo needs none)",
+                 "把数据放到那里，或设置 {own}，或用 --data（--demo 不需要）"),
+    "timed_out": ("timed out", "超时"),
+    "hub": ("{host} answers in {more:.1f} s", "{host} 响应时间 {more:.1f} 秒"),
+    "hub_silent": ("{host} does not answer: {more}", "{host} 无响应：{more}"),
+    "hub_proxy": ("set MODEL_SOURCE=huggingface or HTTPS_PROXY", "改用 MODEL_SOURCE=huggingface，或设置 HTTPS_PROXY"),
+    "hub_mirror": ("use a mirror: export HF_ENDPOINT=https://hf-mirror.com (on AutoDL also: source /etc/network_turbo)",
+                   "用镜像：export HF_ENDPOINT=https://hf-mirror.com（AutoDL 上还可以：source /etc/network_turbo）"),
+    "hub_other": ("set MODEL_SOURCE=modelscope: that hub answers from here", "改用 MODEL_SOURCE=modelscope，它在这里可以访问"),
+    "hub_closed": ("{host} answers {code}: gated, private, or no such model", "{host} 返回 {code}：需授权、私有或不存在"),
+    "hub_licence": ("accept the licence on the model's page and set HF_TOKEN, or check the name",
+                    "在模型页面同意许可并设置 HF_TOKEN，或检查名字"),
+    "hub_token_kept": ("asked without HF_TOKEN, which doctor sends to huggingface.co only; the run sends it to HF_ENDPOINT",
+                       "doctor 只把 HF_TOKEN 发给 huggingface.co，这次没有带上；训练时会发给 HF_ENDPOINT"),
+    "hub_no_model": ("{host} does not have this model", "{host} 上没有这个模型"),
+    "hub_no_model_fix": ("check --model, or take the other hub", "检查 --model，或换另一个站点"),
+    "hub_error": ("{host} answers {code}", "{host} 返回 {code}"),
+    "hub_later": ("try again later, or take the other hub", "稍后再试，或换另一个站点"),
+    "xet": ("its host answers", "它的主机可访问"),
+    "xet_off": ("off", "未使用"),
+    "xet_mirror": ("it would fetch past your mirror", "它会绕过你设置的镜像"),
+    "xet_silent": ("its host does not answer", "它的主机无响应"),
+    "xet_fix": "export HF_HUB_DISABLE_XET=1",
+}
+# fmt: on
+
+if __name__ == "__main__":
+    sys.exit(main())

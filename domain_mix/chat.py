@@ -16,19 +16,17 @@ import sys
 from dataclasses import dataclass
 
 from common.cli import arg, parse
-from common.models import ModelArgs
-from infer import Decoding, answer, load, opening
-from train import chatml
+from common.tokens import ids_of
+from infer import Decoding, answer, load
+from prompt import chatml, opening
 
 DEFAULTS = dict(
-    model=None,  # the base that the adapter's adapter_config.json names
+    model=None  # the base that the adapter's adapter_config.json names
 )
 
 
 @dataclass
-class Args:
-    adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
-    system: str | None = arg(None, "a system prompt (default: the one that was trained)")
+class Args(Decoding):
     context: int = arg(4096, "tokens of conversation and answer together, up to what the model can read")
 
 
@@ -39,13 +37,13 @@ def fit(tokenizer, system, history, room):
     """
     for cut in range(0, len(history), 2):
         messages = [*opening(system), *history[cut:]]
-        length = len(tokenizer(chatml(messages), add_special_tokens=False).input_ids)
+        length = len(ids_of(tokenizer, [chatml(messages)])[0])
         if length <= room:
             return messages, cut // 2
     raise ValueError(f"this message takes {length:,} tokens, {room:,} are left beside the answer. Make it shorter.")
 
 
-def talk(model, tokenizer, system, args, backend):
+def talk(model, tokenizer, system, args):
     room = min(args.context, model.config.max_position_embeddings) - args.max_new_tokens
     if room < 1:
         raise SystemExit(
@@ -75,7 +73,7 @@ def talk(model, tokenizer, system, args, backend):
                         f"({gone} oldest turn{'s' * (gone > 1)} left out: the conversation is longer than the context)"
                     )
                     asked = asked[2 * gone :]
-                history = [*asked, {"role": "assistant", "content": answer(model, tokenizer, messages, args, backend)}]
+                history = [*asked, {"role": "assistant", "content": answer(model, tokenizer, messages, args)}]
             except ValueError as error:
                 print(f"({error})")
             except KeyboardInterrupt:
@@ -83,13 +81,12 @@ def talk(model, tokenizer, system, args, backend):
 
 
 def main(argv=None):
-    args, decoding, model_args = parse(__file__, DEFAULTS, {}, (Args, Decoding, ModelArgs), argv=argv)
-    vars(decoding).update(vars(args))
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (line editing in input(): without it a wide character is deleted by halves)
     sys.stdin.reconfigure(errors="replace")
-    model, tokenizer, system = load(decoding, model_args)
-    talk(model, tokenizer, system, decoding, model_args.backend)
+    model, tokenizer, system = load(args)
+    talk(model, tokenizer, system, args)
 
 
 if __name__ == "__main__":

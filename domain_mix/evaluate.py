@@ -1,89 +1,64 @@
-"""Measure a finished run on the rows that it was not trained on: the base model and the tuned one, side by side.
+"""Measure a run on the rows that were held out: the base model and the tuned one, side by side.
 
-The held-out rows are rebuilt from the same file with the same seed, and tokenized by train.py's own functions. What is
-measured, and how the intervals are made, is in common/comparison.py.
+The rows are those that training held out, in the form that it was trained with: data, split, system prompt and length are
+read from the run. Results: metrics.json, predictions.jsonl, report.html.
 
-Newest run:         python evaluate.py
-A run, 200 rows:    python evaluate.py --adapter outputs/domain_mix/20261122-101500 --limit 200 --rouge
+Newest run:       python evaluate.py --rouge
+An adapter:       python evaluate.py --adapter outputs/domain_mix/20261122-101500 --data mix.jsonl
+A quick look:     python evaluate.py --limit 50 --max_new_tokens 64
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from common.cli import arg, parse
-from common.models import ModelArgs, load_tokenizer
-from common.runs import latest_adapter, read_record
-from train import SYSTEM, answer_ids, prompt_ids, read_rows, split
+from common import models
+from common.cli import ModelArgs, arg, parse
+from data import read_rows, split
+from prompt import answer_ids, prompt_ids
 
 DEFAULTS = dict(
-    model=None,  # the base that the adapter's adapter_config.json names
+    model=None  # the base that the adapter's adapter_config.json names
 )
 
 
 @dataclass
-class Args:
-    data: str | None = arg(None, "what the run was trained on (default: what its run.json names)")
-    adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
-    out: str | None = arg(None, "folder of the results (default: evaluation_results in the adapter's folder)")
-    max_seq_length: int = arg(2048, "rows with more tokens are left out, as in training, and counted")
+class Args(ModelArgs):
+    adapter: str | None = arg(None, "a finished run's folder (default: the newest)")
+    data: str | None = arg(None, "what training read, if it has moved since")
+    out: str | None = arg(None, "folder for the results (default: evaluation_results in the adapter's folder)")
+    limit: int | None = arg(None, "at most so many held-out rows")
     max_new_tokens: int = arg(512, "longest answer, in tokens")
-    batch_size: int = arg(32, "questions answered at once")
-    eval_ratio: float = arg(0.1, "share that was held out: must be that of the run")
-    seed: int = arg(42, "of the split, must be the run's --split_seed; and of the resampling for the intervals")
-    limit: int | None = arg(None, "measure the first N held-out rows only")
-    rouge: bool = arg(False, "ROUGE and BLEU as well, by word and by Chinese character")
+    batch_size: int = arg(32, "rows answered at once")
+    rouge: bool = arg(False, "ROUGE and BLEU as well; for Chinese by character")
+    eval_ratio: float | None = arg(None, "the run's --eval_ratio and no other (default: that)")
+    seed: int | None = arg(None, "the run's --split_seed and no other (default: that); also of the resampling")
 
 
-def heldout(args, adapter, tokenizer):
-    """(rows for the report, prompts, completions, notes) of the held-out rows; prompts, completions: token ids."""
-    trained = read_record(adapter).get("arguments", {})
+def same_split(args, trained):
+    """Set --eval_ratio and --seed to the run's, or stop where another split was asked for."""
     for flag, name in (("eval_ratio", "eval_ratio"), ("seed", "split_seed")):
-        if trained.get(name, getattr(args, flag)) != getattr(args, flag):
+        given = getattr(args, flag)
+        if given not in (None, trained[name]):
             raise SystemExit(
-                f"the run was trained with --{name} {trained[name]}: with --{flag} {getattr(args, flag)} it would be "
-                f"measured on rows that it was trained on. Give --{flag} {trained[name]}."
+                f"the run was trained with --{name} {trained[name]}: with --{flag} {given} it would be measured on rows "
+                f"that it was trained on. Give --{flag} {trained[name]}, or leave it out."
             )
-    _, rows = split(read_rows(args.data or trained.get("data")), args.eval_ratio, args.seed)
-    saved = adapter / "system_prompt.txt"
-    system = saved.read_text(encoding="utf-8") if saved.exists() else SYSTEM
-    prompts, completions = prompt_ids(tokenizer, rows, system), answer_ids(tokenizer, rows)
-    lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, completions, strict=True)]
-    fit = [i for i, length in enumerate(lengths) if length <= args.max_seq_length]
-    print(
-        f"{len(rows):,} held-out rows of {min(lengths):,} to {max(lengths):,} tokens, median "
-        f"{sorted(lengths)[len(lengths) // 2]:,}; {len(rows) - len(fit):,} over --max_seq_length {args.max_seq_length}"
-    )
-    notes = {"held-out rows": len(rows), "rows over --max_seq_length": len(rows) - len(fit)}
-    fit = fit[: args.limit]
-    if not fit:
-        raise SystemExit(f"no held-out row fits in --max_seq_length {args.max_seq_length} tokens.")
-    shown = [
-        {"instruction": rows[i]["instruction"], "input": rows[i]["input"], "reference": rows[i]["output"]} for i in fit
-    ]
-    return shown, [prompts[i] for i in fit], [completions[i] for i in fit], notes
+        setattr(args, flag, trained[name])
 
 
 def main(argv=None):
-    args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
-    adapter = Path(args.adapter) if args.adapter else latest_adapter()
-    if not (adapter / "adapter_config.json").is_file():
-        raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
-    rows, prompts, completions, notes = heldout(args, adapter, load_tokenizer(adapter))
-    from common.comparison import compare
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
+    run = models.open_run(args.adapter, args.model, needed=("system_prompt",), record=True)
+    trained = run.arguments
+    same_split(args, trained)
+    rows, report = read_rows(args.data or trained["data"])
+    print(report)
+    held_out = split(rows, trained["eval_ratio"], trained["split_seed"])[1][: args.limit]
+    tokenizer = models.load_tokenizer(run.adapter)
+    from common.report import compare
+    from common.speed import graph
 
-    compare(
-        adapter,
-        model_args,
-        rows,
-        prompts,
-        completions,
-        Path(args.out) if args.out else adapter / "evaluation_results",
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-        rouge=args.rouge,
-        seed=args.seed,
-        notes=notes,
-    )
+    rows = [{"instruction": row["instruction"], "input": row["input"], "reference": row["output"]} for row in held_out]
+    compare(run, args, rows, prompt_ids(tokenizer, held_out, run.texts), answer_ids(tokenizer, held_out), graph.decode)
 
 
 if __name__ == "__main__":

@@ -6,40 +6,39 @@ An adapter folder:  python infer.py --adapter outputs/domain_mix/20261122-101500
 
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
-from common.cli import arg, parse
-from common.evaluation import generate
-from common.models import ModelArgs, load_adapter
-from common.runs import latest_adapter
-from train import SYSTEM, chatml
+from common import models
+from common.cli import ModelArgs, arg, parse
+from common.paths import command
+from common.tokens import ids_of
+from prompt import chatml, opening
 
 DEFAULTS = dict(
-    model=None,  # the base that the adapter's adapter_config.json names
+    model=None  # the base that the adapter's adapter_config.json names
 )
 
 
 @dataclass
-class Decoding:
-    """How an answer is drawn. The course's settings, but for what they are counted over: see sampling()."""
+class Decoding(ModelArgs):
+    """Whom to ask, and how an answer is drawn: the course's settings, but for what they are counted over, see sampling()."""
 
+    adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
+    system: str | None = arg(None, "a system prompt (default: the one that was trained)")
     max_new_tokens: int = arg(512, "longest answer, in tokens")
     repetition_penalty: float = arg(1.3, "makes tokens that the answer has already less likely; 1: off")
     no_repeat_ngram_size: int = arg(3, "no run of N tokens twice in an answer; 0: off")
-    temperature: float = arg(0.8, "0: always the likeliest token; above 1: wild")
+    temperature: float = arg(0.8, "0: always the likeliest token; 0.7: some variety")
     top_p: float = arg(0.9, "draw from the likeliest tokens that together have this probability")
     seed: int = arg(3407, "of the sampling")
 
 
 @dataclass
-class Args:
+class Args(Decoding):
     question: str | None = arg(None, "what to ask")
-    adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
-    system: str | None = arg(None, "a system prompt (default: the one that was trained)")
 
 
 def sampling(args, prompt_length):
-    """Decoding flags as settings of model.generate.
+    """Decoding flags as settings of model.generate. prompt_length: tokens of the prompt.
 
     transformers counts repetitions over prompt and answer. In ChatML every turn ends with <|im_end|>, so the penalty
     would make the answer's own end less likely with each turn, and no three tokens of the question (a drug's name)
@@ -59,21 +58,22 @@ def sampling(args, prompt_length):
     return draw | {"logits_processor": rules}
 
 
-def answer(model, tokenizer, messages, args, backend) -> str:
+def answer(model, tokenizer, messages, args) -> str:
     """Print the answer to the last message while it is written, and return it. Ctrl-C ends it: KeyboardInterrupt."""
     import torch
     from transformers import StoppingCriteriaList, TextStreamer
 
-    prompt = tokenizer(chatml(messages), add_special_tokens=False).input_ids
+    from common.answers import generate
+
+    (prompt,) = ids_of(tokenizer, [chatml(messages)])
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     how = sampling(args, len(prompt))
     pressed = []  # looked at after each token: an exception could be raised, and lost, in the middle of a C call
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     stop = StoppingCriteriaList([lambda ids, *_, **__: torch.full((len(ids),), bool(pressed), device=ids.device)])
+    how |= dict(backend=args.backend, streamer=streamer, stopping_criteria=stop)
     try:
-        made = generate(
-            model, tokenizer, [prompt], args.max_new_tokens, 1, backend, streamer, stopping_criteria=stop, **how
-        )
+        made = generate(model, tokenizer, [prompt], args.max_new_tokens, 1, **how)
     finally:
         signal.signal(signal.SIGINT, before)
     if pressed:
@@ -81,34 +81,26 @@ def answer(model, tokenizer, messages, args, backend) -> str:
     return made[0]
 
 
-def load(args, model_args):
+def load(args):
     """(model, tokenizer, system prompt) of --adapter, after the checks that need no model."""
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1 or args.repetition_penalty <= 0:
         raise SystemExit("expected --max_new_tokens 1 or more, --temperature 0 or more, --top_p above 0 and up to 1, "
                          "--repetition_penalty above 0.")  # fmt: skip
-    adapter = Path(args.adapter) if args.adapter else latest_adapter()
-    saved = adapter / "system_prompt.txt"
-    system = saved.read_text(encoding="utf-8") if saved.exists() else SYSTEM
-    model, tokenizer = load_adapter(adapter, model_args)
+    run = models.open_run(args.adapter, args.model, needed=("system_prompt",))
+    model, tokenizer = models.load_run(run, args)
     from transformers import set_seed
 
     set_seed(args.seed)
-    print(f"adapter: {adapter}")
-    return model, tokenizer, system if args.system is None else args.system
-
-
-def opening(system):
-    return [{"role": "system", "content": system}] if system else []
+    print(f"adapter: {run.adapter}")
+    return model, tokenizer, run.texts["system_prompt"] if args.system is None else args.system
 
 
 def main(argv=None):
-    args, decoding, model_args = parse(__file__, DEFAULTS, {}, (Args, Decoding, ModelArgs), argv=argv)
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     if not (args.question or "").strip():
-        raise SystemExit("--question is empty. To talk: python chat.py")
-    vars(decoding).update(vars(args))
-    model, tokenizer, system = load(decoding, model_args)
-    messages = [*opening(system), {"role": "user", "content": args.question}]
-    answer(model, tokenizer, messages, decoding, model_args.backend)
+        raise SystemExit(f"--question is empty. To talk: {command('chat.py')}")
+    model, tokenizer, system = load(args)
+    answer(model, tokenizer, [*opening(system), {"role": "user", "content": args.question}], args)
 
 
 if __name__ == "__main__":

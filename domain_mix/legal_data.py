@@ -22,7 +22,7 @@ import io
 import re
 from pathlib import Path
 
-from data import normalise, read_json, write_jsonl
+from sources import normalise, read_json, write_jsonl
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = {

@@ -15,25 +15,23 @@ import io
 import os
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from plots import BLUE, GREEN, GREY, ORANGE, RED, pyplot, save
 
 from common.cli import arg, parse
-from common.paths import output_dir
+from plots import draw_image
 
-DEFAULTS = dict(
-    k=["5", "10", "20", "40", "80"],  # layers kept, of each colour channel
-)
 MOST_PIXELS = 40_000_000  # a small file can unfold into gigabytes
 PATCH = 8
+PATCH_RANKS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass
 class Args:
     image: str | None = arg(None, "any image (default: Grace Hopper's portrait, public domain, from matplotlib)")
-    k: list[str] = arg(["5", "10", "20", "40", "80"], "")
+    k: list[int] = arg([5, 10, 20, 40, 80], "layers kept, of each colour channel")
     target_psnr: float | None = arg(None, "also the smallest k that reaches this many dB")
     save: str | None = arg(None, "a .png for the reconstruction, with --target_psnr's k or the largest --k")
 
@@ -97,7 +95,7 @@ def energy(singular_values):
 
 
 def int8_factors(svds, k):
-    """Rank k from factors of 8 bits: each of U sqrt(s) and V sqrt(s) as int8 with one float32 scale a column.
+    """Rank k from factors of 8 bits: each of U sqrt(s) and V sqrt(s) as int8 with one float32 scale per column.
 
     Returns (image, bytes).
     """
@@ -166,7 +164,7 @@ def ssim(image, other, peak):
     taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     taps /= taps.sum()
 
-    def blur(x):  # separable: 22 products a pixel instead of 121
+    def blur(x):  # separable: 22 products per pixel instead of 121
         x = np.lib.stride_tricks.sliding_window_view(x, 11, axis=0) @ taps
         return np.lib.stride_tricks.sliding_window_view(x, 11, axis=1) @ taps
 
@@ -180,10 +178,10 @@ def ssim(image, other, peak):
     return float(np.mean(values))
 
 
-def quality(pixels, image, peak):
-    """PSNR and SSIM of what would be shown: rounded and clipped."""
+def measures(pixels, image, peak, size):
+    """PSNR and SSIM of what would be shown, rounded and clipped, beside the bytes that it takes."""
     shown = np.clip(np.round(image), 0, peak)
-    return psnr(pixels, shown, peak), ssim(pixels, shown, peak)
+    return dict(psnr=psnr(pixels, shown, peak), ssim=ssim(pixels, shown, peak), bytes=size)
 
 
 def smallest_k(svds, pixels, peak, target):
@@ -202,90 +200,63 @@ def quality_psnr(svds, pixels, peak, k):
 # -- what a person wants to see
 
 
-def draw(pixels, peak, svds, centred, ks, table, curves):
-    plt = pyplot()
+def compare(pixels, peak, svds, energies, ks):
+    """Measure and print the ranks ks beside JPEG: (k -> measures of float32 factors, label -> measures of each way)."""
     m, n, channels = pixels.shape
-    shown = ks if len(ks) <= 5 else [ks[round(i * (len(ks) - 1) / 4)] for i in range(5)]
-    figure = plt.figure(figsize=(18, 11), layout="constrained")
-    grid = figure.add_gridspec(3, 1, height_ratios=(1, 1, 1.15))
-    top, middle = (grid[row].subgridspec(1, 1 + len(shown)) for row in (0, 1))
-
-    def picture(spec, image, title, **options):
-        axis = figure.add_subplot(spec)
-        axis.imshow(image, **options)
-        axis.set_title(title, fontsize=12)
-        axis.axis("off")
-        return axis
-
-    def visible(image):
-        image = np.clip(image, 0, peak) / peak
-        return dict(X=image[:, :, 0], cmap="gray", vmin=0, vmax=1) if channels == 1 else dict(X=image)
-
-    def show(spec, image, title):
-        options = visible(image)
-        picture(spec, options.pop("X"), title, **options)
-
-    show(top[0], pixels, f"original {n} x {m}")
-    axis = figure.add_subplot(middle[0])
-    axis.axis("off")
-    axis.text(
-        0.5, 0.5, "error\n(mean of channels,\nblue: too dark,\nred: too bright)", ha="center", va="center", fontsize=12
+    raw = raw_bytes(pixels, peak)
+    curves = {
+        "SVD, float32 factors": [],
+        "SVD, int8 factors": [],
+        f"SVD of {PATCH} x {PATCH} patches, int8": [],
+        "JPEG": [],
+    }
+    (svd32, svd8, patched, codec), table = curves.values(), {}
+    print(f"{'':>5}{'energy':>8}{'mean':>9}{'float32 factors':>28}{'int8 factors':>22}{'JPEG, same bytes':>19}")
+    print(
+        f"{'k':>5}{'raw':>8}{'removed':>9}{'PSNR':>9}{'SSIM':>7}{'kB':>7}{'ratio':>6}{'PSNR':>8}{'SSIM':>7}{'ratio':>7}{'PSNR':>11}{'SSIM':>8}"
     )
-    for column, k in enumerate(shown, 1):
-        image = reconstruct(svds, k)
-        row = table[k]
-        show(top[column], image, f"k = {k}: {row['psnr']:.1f} dB, SSIM {row['ssim']:.2f}")
-        error = (image - pixels).mean(axis=2) / peak
-        picture(middle[column], error, f"{row['bytes'] / 1000:,.0f} kB as float32", cmap="RdBu_r", vmin=-0.2, vmax=0.2)
+    for k in ks:
+        row = table[k] = measures(pixels, reconstruct(svds, k), peak, 4 * channels * k * (m + n + 1))
+        image, size = int8_factors(svds, k)
+        small = measures(pixels, image, peak, size)
+        ratios = [raw / each["bytes"] if k else np.inf for each in (row, small)]
+        shares = "".join(f"{share[k]:{width}.3f}" for share, width in zip(energies, (8, 9), strict=True))
+        line = f"{k:5d}{shares}{row['psnr']:9.2f}{row['ssim']:7.3f}{row['bytes'] / 1000:7.0f}{ratios[0]:6.2f}"
+        line += f"{small['psnr']:8.2f}{small['ssim']:7.3f}{ratios[1]:7.2f}"
+        if k:
+            svd32.append(row)
+            svd8.append(small)
+        if peak == 255 and k and (coded := jpeg(pixels, small["bytes"])):
+            codec.append(measures(pixels, coded[0], peak, coded[1]))
+            line += f"{codec[-1]['psnr']:11.2f}{codec[-1]['ssim']:8.3f}"
+        print(line)
+    if peak == 255:
+        patched += [measures(pixels, image, peak, size) for image, size in (patch_svd(pixels, k) for k in PATCH_RANKS)]
+        points = ", ".join(f"{p['psnr']:.1f} dB in {p['bytes'] / 1000:.0f} kB" for p in patched)
+        print(f"\n{PATCH} x {PATCH} patches, int8: {points}")
+    print("\nWhy the codec wins: SVD's directions run over the whole image, fit this image only and have to be stored;\n"
+          "JPEG's are fixed, local, and quantized by what the eye sees, then entropy-coded.")  # fmt: skip
+    return table, {label: points for label, points in curves.items() if points}
 
-    bottom = grid[2].subgridspec(1, 3)
-    axis = figure.add_subplot(bottom[0])
-    full = np.arange(1, len(svds[0][1]) + 1)
-    axis.plot(full, np.mean([s for _, s, _ in svds], axis=0), color=GREY, label="singular values (left)")
-    axis.set(yscale="log", xscale="log", xlabel="number, k", ylabel="singular value", title="Spectrum and energy")
-    other = axis.twinx()
-    other.plot(full, 100 * energy([s for _, s, _ in svds])[1:], color=BLUE, label="energy of the raw image")
-    other.plot(full, 100 * energy(centred)[1:], color=ORANGE, label="energy, mean removed")
-    other.set(ylabel="% of the energy in the first k", ylim=(0, 102))
-    other.spines["right"].set_visible(True)
-    other.grid(False)
-    for name, wide, height in (("float32", 4, 0.02), ("8-bit", 1, 0.14)):
-        k = m * n * (2 if peak > 255 else 1) / (wide * (m + n + 1))
-        axis.axvline(k, color=RED, linestyle=":", linewidth=1.5)
-        text = f"{name} factors: from k = {int(np.ceil(k))}\nlarger than the pixels "
-        axis.text(k, height, text, color=RED, fontsize=9.5, ha="right", transform=axis.get_xaxis_transform())
-    lines = [*axis.get_lines()[:1], *other.get_lines()]
-    other.legend(lines, [line.get_label() for line in lines], loc="center left", fontsize=9.5)
 
-    styles = dict(zip(curves, ((BLUE, "o-"), (GREEN, "s-"), (ORANGE, "D-"), (RED, "^-")), strict=False))
-    for column, (measure, label) in enumerate((("psnr", "PSNR, dB"), ("ssim", "SSIM")), 1):
-        axis = figure.add_subplot(bottom[column])
-        for name, points in curves.items():
-            color, style = styles[name]
-            axis.plot(
-                [p["bytes"] / 1000 for p in points],
-                [min(p[measure], 60) for p in points],
-                style,
-                color=color,
-                label=name,
-                markersize=5,
-            )
-        axis.axvline(
-            m * n * channels * (2 if peak > 255 else 1) / 1000, color=GREY, linestyle=":", label="the raw pixels"
-        )
-        axis.set(xscale="log", xlabel="kilobytes", ylabel=label, title=f"{label.split(',')[0]} against honest bytes")
-        if column == 1:
-            axis.legend(fontsize=9.5)
-    save(figure, output_dir(), "image_svd")
-    plt.close(figure)
+def raw_bytes(pixels, peak):
+    return pixels.size * (2 if peak > 255 else 1)
+
+
+def write(file, image, peak):
+    """Write an image as PNG, complete or not at all."""
+    from PIL import Image
+
+    out = np.clip(np.round(image), 0, peak).astype(np.uint16 if peak > 255 else np.uint8)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(out.squeeze(2) if out.shape[2] == 1 else out).save(part, "PNG")
+    part.replace(file)
 
 
 def main(argv=None):
-    args = parse(__file__, DEFAULTS, {}, (Args,), argv=argv)
-    try:
-        ks = sorted({int(k) for k in args.k})
-    except ValueError:
-        raise SystemExit(f"--k {' '.join(args.k)}: give whole numbers, as --k 5 20 80.") from None
+    args = parse(__file__, {}, {}, Args, argv=argv)
+    ks = sorted(set(args.k))
     if ks[0] < 0:
         raise SystemExit(f"--k {ks[0]}: a rank is not below 0.")
     if args.save and (Path(args.save).exists() or Path(args.save).suffix.lower() != ".png"):
@@ -298,72 +269,29 @@ def main(argv=None):
         file = Path(get_data_path(), "sample_data", "grace_hopper.jpg")
     pixels, peak = read_image(file)
     m, n, channels = pixels.shape
-    raw = m * n * channels * (2 if peak > 255 else 1)
-    svds = decompose(pixels)
+    svds, raw = decompose(pixels), raw_bytes(pixels, peak)
     centred = [np.linalg.svd(pixels[:, :, c] - pixels[:, :, c].mean(), compute_uv=False) for c in range(channels)]
-    rank = min(m, n)
+    rank, even = min(m, n), m * n / (m + n + 1)
     if ks[-1] > rank:
         print(f"note: a {m} x {n} image has rank {rank} at most; --k {ks[-1]} shows no more than that")
         ks = sorted({min(k, rank) for k in ks})
+    kept = ks[-1]
     if args.target_psnr is not None:
-        least = smallest_k(svds, pixels, peak, args.target_psnr)
-        print(
-            f"smallest k with {args.target_psnr:g} dB: {least} (counting floats, k below {m * n / (m + n + 1):.0f} saves)"
-        )
-        ks = sorted({*ks, least})
+        kept = smallest_k(svds, pixels, peak, args.target_psnr)
+        print(f"smallest k with {args.target_psnr:g} dB: {kept} (counting floats, k below {even:.0f} saves)")
+        ks = sorted({*ks, kept})
     print(f"{file.name}: {n} x {m}, {channels} channel{'s' * (channels > 1)}, {raw:,} bytes of raw pixels")
-    print(f"break-even: k = {m * n / (m + n + 1):.0f} by count of numbers, k = {raw / channels / (4 * (m + n + 1)):.0f} "
+    print(f"break-even: k = {even:.0f} by count of numbers, k = {raw / channels / (4 * (m + n + 1)):.0f} "
           "as float32 against the pixels' own bytes\n")  # fmt: skip
-
-    raw_energy, centred_energy = energy([s for _, s, _ in svds]), energy(centred)
-    table = {}
-    curves = {
-        "SVD, float32 factors": [],
-        "SVD, int8 factors": [],
-        f"SVD of {PATCH} x {PATCH} patches, int8": [],
-        "JPEG": [],
-    }
-    svd32, svd8, patched, codec = curves.values()
-    print(f"{'':>5}{'energy':>8}{'mean':>9}{'float32 factors':>28}{'int8 factors':>22}{'JPEG, same bytes':>19}")
-    print(
-        f"{'k':>5}{'raw':>8}{'removed':>9}{'PSNR':>9}{'SSIM':>7}{'kB':>7}{'ratio':>6}{'PSNR':>8}{'SSIM':>7}{'ratio':>7}{'PSNR':>11}{'SSIM':>8}"
-    )
-    for k in ks:
-        row = dict(zip(("psnr", "ssim"), quality(pixels, reconstruct(svds, k), peak), strict=True))
-        row["bytes"] = 4 * channels * k * (m + n + 1)
-        table[k] = row
-        image, size = int8_factors(svds, k)
-        small = dict(zip(("psnr", "ssim"), quality(pixels, image, peak), strict=True), bytes=size)
-        line = f"{k:5d}{raw_energy[k]:8.3f}{centred_energy[k]:9.3f}{row['psnr']:9.2f}{row['ssim']:7.3f}{row['bytes'] / 1000:7.0f}"
-        line += f"{raw / row['bytes'] if k else np.inf:6.2f}{small['psnr']:8.2f}{small['ssim']:7.3f}{raw / size if k else np.inf:7.2f}"
-        if k:
-            svd32.append(row)
-            svd8.append(small)
-        if peak == 255 and k and (coded := jpeg(pixels, size)):
-            codec.append(dict(zip(("psnr", "ssim"), quality(pixels, coded[0], peak), strict=True), bytes=coded[1]))
-            line += f"{codec[-1]['psnr']:11.2f}{codec[-1]['ssim']:8.3f}"
-        print(line)
-    if peak == 255:
-        for k in (1, 2, 4, 8, 16, 32):
-            image, size = patch_svd(pixels, k)
-            patched.append(dict(zip(("psnr", "ssim"), quality(pixels, image, peak), strict=True), bytes=size))
-        print(
-            f"\n{PATCH} x {PATCH} patches, int8: "
-            + ", ".join(f"{p['psnr']:.1f} dB in {p['bytes'] / 1000:.0f} kB" for p in patched)
-        )
-    print("\nWhy the codec wins: SVD's directions run over the whole image, fit this image only and have to be stored;\n"
-          "JPEG's are fixed, local, and quantized by what the eye sees, then entropy-coded.")  # fmt: skip
+    energies = energy([s for _, s, _ in svds]), energy(centred)
+    table, curves = compare(pixels, peak, svds, energies, ks)
     if args.save:
-        from PIL import Image
-
-        k = least if args.target_psnr is not None else ks[-1]
-        out = np.clip(np.round(reconstruct(svds, k)), 0, peak).astype(np.uint16 if peak > 255 else np.uint8)
-        part = Path(args.save).with_name(f".{Path(args.save).name}.{os.getpid()}")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(out.squeeze(2) if channels == 1 else out).save(part, "PNG")
-        part.replace(args.save)
-        print(f"rank {k}: {args.save}")
-    draw(pixels, peak, svds, centred, ks, table, {name: points for name, points in curves.items() if points})
+        write(Path(args.save), reconstruct(svds, kept), peak)
+        print(f"rank {kept}: {args.save}")
+    spectrum = np.mean([s for _, s, _ in svds], axis=0)
+    labels = "energy of the raw image", "energy, mean removed"
+    energies = dict(zip(labels, energies, strict=True))
+    draw_image(pixels, peak, partial(reconstruct, svds), spectrum, energies, table, curves)
 
 
 if __name__ == "__main__":

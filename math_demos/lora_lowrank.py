@@ -17,18 +17,19 @@ import random
 import time
 from dataclasses import dataclass
 
-from plots import BLUE, GREEN, GREY, ORANGE, RED, pyplot, save
-
 from common.cli import arg, parse
-from common.paths import DEMO_MODEL, output_dir, resolve_model
+from common.device import has_bf16
+from common.hub import resolve_model
+from common.paths import DEMO_MODEL, output_dir
+from plots import draw_lora
 
 DEFAULTS = dict(
     model=DEMO_MODEL,
     steps=16,  # the loss has fallen most of its way by then
-    batch_size=4,
+    batch_size=4,  # reports per step
     learning_rate=3e-4,  # AdamW, every weight; the best of 1e-4, 2e-4, 5e-4, 1e-3 were 2e-4 and 5e-4
     lora_learning_rate=1e-2,  # the best of 2e-3, 5e-3, 1e-2, 2e-2 at rank 16: only the small matrices move
-    seed=0,
+    seed=0,  # of everything drawn at random: the reports, and where LoRA begins
 )
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HELD_OUT = 16  # reports, about 900 tokens
@@ -36,14 +37,8 @@ HELD_OUT = 16  # reports, about 900 tokens
 
 @dataclass
 class Args:
-    model: str = arg(DEMO_MODEL, "")
-    steps: int = arg(16, "")
-    batch_size: int = arg(4, "")
-    learning_rate: float = arg(3e-4, "")
-    lora_learning_rate: float = arg(1e-2, "")
-    ranks: list[str] = arg(["1", "2", "4", "8", "16", "32", "64", "128"], "that dW is cut to")
-    lora_ranks: list[str] = arg(["1", "4", "16"], "that LoRA is trained with")
-    seed: int = arg(0, "")
+    ranks: list[int] = arg([1, 2, 4, 8, 16, 32, 64, 128], "that dW is cut to")
+    lora_ranks: list[int] = arg([1, 4, 16], "that LoRA is trained with")
 
 
 # -- the texts
@@ -82,7 +77,7 @@ def batches_of(texts, tokenizer, size):
         ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts[at : at + size]]
         length = max(map(len, ids))
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
-        ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in ids])
+        ids = torch.tensor([row + [tokenizer.eos_token_id] * (length - len(row)) for row in ids])  # the mask hides it
         made.append((ids, mask, ids.masked_fill(mask == 0, -100)))
     return made
 
@@ -134,8 +129,6 @@ def autocast():
     """Products in bfloat16 where the CPU has it, three times as fast. Weights stay float32: dW is small beside W."""
     import torch
 
-    from common.models import has_bf16
-
     return torch.autocast("cpu", torch.bfloat16, enabled=has_bf16())
 
 
@@ -168,61 +161,6 @@ def train(model, batches, optimizer, steps):
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
     return losses
-
-
-def draw(args, result, spectra, shown):
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(18, 7), layout="constrained")
-    figure.suptitle(
-        f"A full fine-tune moves every direction; a few carry the gain (SmolLM2-135M, {args.steps} steps)",
-        fontsize=17,
-        fontweight="bold",
-    )
-    axis = axes[0]
-    for (name, s), color in zip(spectra.items(), (BLUE, GREEN, ORANGE), strict=False):
-        axis.plot(range(1, len(s) + 1), s / s[0], color=color, label=name)
-    axis.set(xscale="log", yscale="log", ylim=(5e-3, 1.3), xlabel="number", ylabel="singular value / the largest")
-    axis.set_title(f"Spectrum of {shown}")
-    axis.legend(loc="lower left")
-
-    cuts, lora = result["cut"], result["lora"]
-    base, full, rest = result["base"], result["full"], result["r0"]
-    axis = axes[1]
-    ranks = [row["rank"] for row in cuts]
-    axis.plot(ranks, [100 * row["energy"] for row in cuts], "s--", color=GREY, label="energy of dW kept")
-    gain = [100 * row["gain"] for row in cuts]
-    axis.plot(ranks, gain, "o-", color=BLUE, label="held-out gain kept")
-    left = [100 * row["gain_of_the_rest"] for row in cuts]
-    axis.plot(ranks, left, "v:", color=RED, label="gain of what was cut off, alone")
-    axis.set(xscale="log", xlabel="rank r", ylabel="% of the projections' dW", title="Energy is not gain")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ranks, [str(rank) for rank in ranks])
-    axis.legend(loc="best")
-
-    axis = axes[2]
-    for value, color, name in ((base, GREY, "before"), (rest, RED, "embeddings and norms only (r = 0)"), (full, GREEN, "full fine-tune")):  # fmt: skip
-        axis.axhline(value, color=color, linestyle="--", linewidth=1.6, label=f"{name}: {value:.2f}")
-    axis.plot(ranks, [row["loss"] for row in cuts], "o-", color=BLUE, label="dW cut to rank r")
-    axis.plot(
-        [row["rank"] for row in lora],
-        [row["loss"] for row in lora],
-        "D-",
-        color=ORANGE,
-        label="LoRA of rank r, trained",
-    )
-    for row in lora:
-        axis.annotate(f"{row['parameters'] / 1e6:.1f}M", (row["rank"], row["loss"]), xytext=(2, -17), textcoords="offset points", color=ORANGE)  # fmt: skip
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ranks, [str(rank) for rank in ranks])
-    axis.set(xlabel="rank r (LoRA: parameters trained beside it)", ylabel="loss on held-out reports", title=f"Loss against rank (full: {result['parameters'] / 1e6:.0f}M parameters)")  # fmt: skip
-    axis.legend()
-    axis.set(yscale="log", ylim=(0.75 * min(full, *(row["loss"] for row in lora)), 1.15 * base))
-    axis.set_yticks(
-        ticks := [tick for tick in (0.5, 1, 2, 3, 4, 6) if tick < base * 1.1], [f"{tick:g}" for tick in ticks]
-    )
-    axis.minorticks_off()
-    save(figure, output_dir(), "lora")
-    plt.close(figure)
 
 
 def load(path):
@@ -302,18 +240,15 @@ def train_lora(args, path, trained, held, rank, shown):
 
 
 def main(argv=None):
-    args = parse(__file__, DEFAULTS, {}, (Args,), argv=argv)
-    try:
-        ranks, lora_ranks = (sorted({int(rank) for rank in given}) for given in (args.ranks, args.lora_ranks))
-    except ValueError:
-        raise SystemExit("--ranks and --lora_ranks: give whole numbers.") from None
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
+    ranks, lora_ranks = sorted(set(args.ranks)), sorted(set(args.lora_ranks))
     if min(args.steps, args.batch_size, *ranks, *lora_ranks) < 1:
         raise SystemExit("--steps, --batch_size, --ranks and --lora_ranks are at least 1.")
     path = resolve_model(args.model)
-    from common.models import load_tokenizer
+    from transformers import AutoTokenizer
 
     began = time.perf_counter()
-    tokenizer = load_tokenizer(path)
+    tokenizer = AutoTokenizer.from_pretrained(str(path))
     texts = reports(args.seed, HELD_OUT + args.batch_size * args.steps)
     held = batches_of(texts[:HELD_OUT], tokenizer, HELD_OUT)
     trained = batches_of(texts[HELD_OUT:], tokenizer, args.batch_size)
@@ -327,7 +262,7 @@ def main(argv=None):
         result["lora"].append(row)
         print(f"{rank:9d}{row['loss']:8.3f}{row['parameters']:13,}", flush=True)
     spectra[f"B A of LoRA, rank {rank}: exactly {rank}"] = s
-    draw(args, result, spectra, shown.replace("model.", "").replace(".weight", ""))
+    draw_lora(args.steps, result, spectra, shown.replace("model.", "").replace(".weight", ""))
     file = output_dir() / "lora.json"
     part = file.with_name(f".{file.name}.{os.getpid()}")
     part.write_text(json.dumps(result, indent=1) + "\n")

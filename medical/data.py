@@ -3,7 +3,7 @@
 The Chinese medical dialogue set is one folder a department, each with CSV files that people saved in whatever their
 program offered: GB18030 here, UTF-8 with a byte-order mark there, `ask` in one header and `问题` in the next. A reader
 that expects one encoding loses a whole department; one that replaces bad bytes trains the model on them. This one
-reads what can be read, drops the rest for a named reason, and says where (file, line, column) it did so.
+reads what can be read (csv_bytes.py), drops the rest for a named reason, and says where (file, line, column) it did so.
 
     python data.py --check FOLDER                  a table: file, encoding, rows, kept, dropped by reason
     python data.py FOLDER --out prepared.jsonl     the same, and the prepared rows, one JSON object a line
@@ -13,16 +13,16 @@ What touches every row is done by Arrow on whole columns. Python loops run over 
 """
 
 import argparse
-import codecs
-import csv
 import json
 import os
-import re
-import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+
+from common.files import new_file, text_table
+from common.paths import data_dir, load_env
+from csv_bytes import MISFIT, UNCLOSED, UNDECODABLE, Unusable, read_blocks
 
 # A column is known by any of these names, in any case; where a file has two of them, the one listed first counts.
 COLUMNS = {
@@ -32,21 +32,11 @@ COLUMNS = {
     "department": ("department", "科室"),
 }
 OUTPUT = ("question", "answer", "department")
-# A row counts for the first of these that is true of it.
-MISFIT, UNCLOSED, UNDECODABLE = "wrong number of columns", "unclosed quote", "undecodable"
+# A row is dropped for the first of these that is true of it.
 EMPTY, LONG, BOILERPLATE, DUPLICATE = "empty", "too long", "boilerplate", "duplicate"
 REASONS = (MISFIT, UNCLOSED, UNDECODABLE, EMPTY, LONG, BOILERPLATE, DUPLICATE)
-BLOCK = 1 << 22  # bytes parsed and filtered at a time; no row may be longer, but where NULs make an endless one
-EXAMPLES = 10  # problems described for each reason and file: the counts say how many, these say where to look
 
-BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx is a zip file, .xls an OLE file
-DAMAGE = r"\x{FFFD}|\x00"  # U+FFFD stands for bytes that no decoder could read, NUL is what a crashed disk leaves
 IGNORED = r"[\pZ\pP\pC]+"  # blanks, punctuation, control characters: questions that differ in these alone are one
-
-# A well-formed quoted field: its closing quote is followed by a comma, a line end or the end of the file.
-QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"[ \t]*+(?=[,\n]|\Z)')
-SEPARATOR = re.compile(rb",(?! )")  # CSV writers put no blank after a comma, prose does
 
 # Answers made of nothing but this teach the model to say nothing: greetings, wishes, and "go and see a doctor" in
 # words that name no disease, department, drug or test. 建议去神经内科做脑电图 names two, so it stays.
@@ -65,9 +55,10 @@ PHRASES = (
 NOTHING_ELSE = f"^(?:{IGNORED}|{PHRASES})*$"
 
 
-def read_folder(folder, max_chars=200, progress=True):
+def read_rows(folder=None, max_chars=200, progress=True):
     """Read FOLDER/<department>/*.csv (any depth, or one .csv file) -> (table, reports).
 
+    folder: None: MEDICAL_DATA_DIR, else DATA_DIR/medical.
     table: pyarrow.Table of the string columns question, answer, department: files in sorted order, rows in theirs,
     however many threads read them. Questions and answers have 1 to max_chars characters, blanks around them removed.
     reports: one dict a file: file, encoding, rows, kept, dropped {reason: rows}, problems [one-line texts that name
@@ -78,6 +69,7 @@ def read_folder(folder, max_chars=200, progress=True):
     import pyarrow as pa
     from tqdm import tqdm
 
+    folder = folder or data_dir()
     root, paths = find_csv_files(folder)
     # Threads, of which Arrow makes use. Processes were measured: no faster end to end, since the rows have to travel
     # back, and with half as much memory again. Decoding holds the interpreter's lock, so more than four threads would
@@ -95,37 +87,8 @@ def read_folder(folder, max_chars=200, progress=True):
         report["dropped"] = +report["dropped"]  # without the reasons that did not occur
     table = pa.concat_tables(parts)
     if not len(table):
-        raise SystemExit(f"{format_reports(reports)}\n{folder}: no usable row (--max_chars {max_chars}).")
+        raise SystemExit(f"{format_report(reports)}\n{folder}: no usable row (--max_chars {max_chars}).")
     return table, reports
-
-
-def split_by_question(table, eval_rows, seed):
-    """-> (train, eval): tables with no question in common; eval has eval_rows rows, or the most that whole questions
-    add up to. Raises SystemExit where one of the two would be empty.
-
-    A random split of rows puts a twentieth of the questions on both sides, and the held-out loss then praises a model
-    for what it has memorised.
-    """
-    import numpy as np
-    import pyarrow as pa
-
-    if not 0 < eval_rows < len(table):
-        raise SystemExit(f"{eval_rows} rows for evaluation out of {len(table)}: leave at least one on each side.")
-    _, first, question, repeats = np.unique(
-        text_keys(normalise(table["question"])), return_index=True, return_inverse=True, return_counts=True
-    )
-    chosen, missing = [], eval_rows
-    # Ordered by their first rows before they are shuffled, because the keys differ from process to process.
-    for group in np.random.default_rng(seed).permutation(np.argsort(first)):
-        if repeats[group] <= missing:
-            chosen.append(group)
-            missing -= repeats[group]
-        if not missing:
-            break
-    if not chosen:
-        raise SystemExit(f"every question has more than {eval_rows} rows, so none can be held out: ask for more rows.")
-    held_out = np.isin(question, chosen)
-    return table.filter(pa.array(~held_out)), table.filter(pa.array(held_out))
 
 
 def find_csv_files(folder):
@@ -144,73 +107,27 @@ def find_csv_files(folder):
 
 def read_file(path, root, max_chars):
     """One CSV file -> (table of question, answer, department and key, report). Bad content is reported, not raised."""
-    import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    name = path.relative_to(root).as_posix()
+    name, folder = path.relative_to(root).as_posix(), path.absolute().parent.name
     report = dict(file=name, encoding="-", rows=0, kept=0, dropped=Counter(), problems=[])
     parts = [pa.schema([*((column, pa.string()) for column in OUTPUT), ("key", pa.int64())]).empty_table()]
-
-    def unusable(why):
-        report.update(rows=0, dropped=Counter(), problems=[f"{name}: {why}"])
-        return parts[0], report
-
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    if head.startswith(WORKBOOKS):
-        return unusable("an Excel workbook, not CSV. Open it and save it as 'CSV UTF-8'.")
-    encoding, body, damaged = read_as_utf8(path, head)
-    report["encoding"] = encoding
-    header, first_line = cut_header(body)
-    columns = find_columns(header)
-    for needed in ("question", "answer"):
-        if needed not in columns:
-            found = ", ".join(column[:20] for column in header[:20]) or "none, the file is empty"
-            return unusable(f"no {needed} column ({', '.join(COLUMNS[needed])}). Columns found: {found}")
-
-    sound, unclosed, inside = cut_unclosed_quotes(body, len(header))
-    misfits, damages = [], []
     try:
-        wanted = range(len(header)) if damaged else columns.values()
-        for batch in parse(sound, len(header), wanted, misfits, len(sound) + 1 if damaged else BLOCK):
-            table = pa.Table.from_batches([batch])
-            if damaged:
-                hits = np.stack([pc.match_substring_regex(column, DAMAGE).to_numpy() for column in table.columns])
-                damages += [(report["rows"] + row, hits[:, row].argmax()) for row in np.flatnonzero(hits.any(axis=0))]
-                table = table.filter(pa.array(~hits.any(axis=0)))
-            report["rows"] += len(batch)
-            parts.append(prepare(table, columns, path.absolute().parent.name, max_chars, report["dropped"]))
-    except pa.ArrowInvalid as error:
-        return unusable(f"can't be read as CSV: {error}")
-    report["rows"] += len(misfits) + len(unclosed)
-    if not report["rows"]:
-        return unusable("a header and no rows.")
-
-    lines = first_line + record_lines(body, inside) if misfits or damages else np.zeros(0, int)
-    fitting = np.delete(lines, [row for row, _ in misfits])
-    width = len(header)
-    for reason, found in {
-        MISFIT: [f"line {lines[row]}: {count} columns where the header has {width}" for row, count in misfits],
-        UNCLOSED: [
-            f"line {first_line + at}, column {header[column]}: a quote is opened here" for at, column in unclosed
-        ],
-        UNDECODABLE: [f"line {fitting[row]}, column {header[column]}: not {encoding}" for row, column in damages],
-    }.items():
-        report["dropped"][reason] += len(found)
-        report["problems"] += [f"{name}: {where}; row dropped: {reason}" for where in found[:EXAMPLES]]
-        if len(found) > EXAMPLES:
-            report["problems"].append(f"{name}: {len(found) - EXAMPLES:,} more rows dropped: {reason}")
+        for table in read_blocks(path, COLUMNS, ("question", "answer"), report):
+            parts.append(prepare(table, folder, max_chars, report["dropped"]))
+    except Unusable as why:
+        report.update(rows=0, dropped=Counter(), problems=[f"{name}: {why}"])
+        del parts[1:]
     return pa.concat_tables(parts), report
 
 
-def prepare(table, columns, folder, max_chars, dropped):
+def prepare(table, folder, max_chars, dropped):
     """Parsed rows -> the table of OUTPUT and key of those that pass the filters; counts the others in `dropped`."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    text = {column: pc.utf8_trim_whitespace(table[str(index)]) for column, index in columns.items()}
+    text = {column: pc.utf8_trim_whitespace(table[column]) for column in table.column_names}
     untold = pc.is_in(text["question"], pa.array(["", "无"]))  # "none", written by those whose title says it all
     text["question"] = pc.if_else(untold, text.get("title", ""), text["question"])
     department = text.get("department", pa.chunked_array([pa.repeat("", len(table))]))
@@ -227,148 +144,6 @@ def prepare(table, columns, folder, max_chars, dropped):
         keep &= ~bad
     table = pa.table({column: text[column] for column in OUTPUT}).filter(pa.array(keep))
     return table.append_column("key", pa.array(text_keys(table["answer"])))
-
-
-def read_as_utf8(path, head):
-    """-> (encoding, the file as a bytearray of UTF-8 with \\n for every line end, whether U+FFFD or NUL are in it).
-
-    U+FFFD is put where bytes can't be decoded. Judged by the whole file: many are ASCII for a long way.
-    """
-    encoding = next((encoding for bom, encoding in BOMS if head.startswith(bom)), None)
-    for utf16 in ("utf-16-le", "utf-16-be"):  # in which the header's comma has a NUL; but a crash leaves some anywhere
-        if not encoding and b"\0" in head and find_columns(head.decode(utf16, "replace").split("\n")[0].split(",")):
-            encoding = utf16
-    if not encoding:
-        try:
-            return "utf-8", *transcode(path, "utf-8", "strict")
-        except UnicodeDecodeError:
-            encoding = "utf-8" if resembles_utf8(path.read_bytes()) else "gb18030"
-    return encoding, *transcode(path, encoding, "replace")
-
-
-def transcode(path, encoding, errors):
-    # In small pieces: the text of a whole file and its UTF-8 would need four times the file's size.
-    decoder = codecs.getincrementaldecoder(encoding)(errors)
-    body, damaged, piece = bytearray(), False, True
-    with open(path, "rb") as file:
-        while piece:
-            piece = file.read(1 << 16)
-            text = decoder.decode(piece, final=not piece)
-            damaged = damaged or "\ufffd" in text or "\0" in text
-            body += text.encode()
-    if b"\r" in body:
-        body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return body, damaged
-
-
-def resembles_utf8(data):
-    """True where samples from all over the file hold more UTF-8 characters than errors.
-
-    One broken byte must not make a UTF-8 file GB18030: its bytes often make sense as that, if none to a reader.
-    """
-    sample = b"".join(data[at : at + 256] for at in range(0, len(data), max(256, len(data) // 1000)))
-    text = (data if sample.isascii() else sample).decode("utf-8", "replace")
-    return len(text) - len(text.encode("ascii", "ignore")) > 2 * text.count("\ufffd")
-
-
-def cut_header(body):
-    """Take the header off a file's bytes -> (column names, the number of the line after it)."""
-    end = line_end(body, re.match(rb"\s*", body).end())
-    line = body[:end].decode().strip()
-    next_line = body.count(b"\n", 0, end) + 2
-    del body[: end + 1]
-    cells = next(csv.reader([line[:10_000]]), [])
-    return [cell.replace("\ufeff", "").replace("\0", "").strip() for cell in cells], next_line
-
-
-def find_columns(header):
-    """Column names -> {question, answer, title, department: position} of those that are there."""
-    names = [name.strip().casefold() for name in header]
-    found = {column: [names.index(word) for word in words if word in names] for column, words in COLUMNS.items()}
-    return {column: positions[0] for column, positions in found.items() if positions}
-
-
-def cut_unclosed_quotes(body, width):
-    """-> (body without the rows whose quote is not closed, [(line, column) of each such quote, from 0], spans
-    (start, end) of body in which no row starts: those cut, and quoted fields with line breaks).
-
-    A parser that meets a stray quote takes in all that follows up to the next one: rows are gone, and with an even
-    number of strays no parser complains. So each quoted field must be closed as CSV demands, and where it runs over
-    line breaks its lines must not look like rows of their own.
-    """
-    kept, unclosed, inside = [], [], []
-    done = line_number = counted = 0  # body[:done] is dealt with; body[:counted] has line_number line ends
-    row = tail = 0  # where the latest row with a quoted line break starts, and where its last line does
-    at = body.find(b'"')
-    while at >= 0:
-        end = at + 1
-        if at == 0 or body[at - 1] in b",\n":  # any other quote stands in unquoted text and means itself
-            line = body.rfind(b"\n", 0, at) + 1
-            start = row if line == tail else line
-            field = QUOTED.match(body, at)
-            if field and (b"\n" not in field[0] or not holds_rows(body[line : line_end(body, field.end())], width)):
-                end = field.end()
-                if b"\n" in field[0]:
-                    row, tail = start, body.rfind(b"\n", 0, end) + 1
-                    inside.append((at, end))
-            else:
-                end = line_end(body, at) + 1
-                line_number, counted = line_number + body.count(b"\n", counted, at), at
-                column = QUOTED.sub(b"", body[start:at]).count(b",")
-                unclosed.append((line_number, min(column, width - 1)))
-                kept.append(body[done:start])
-                inside.append((start, end))
-                done = end
-        at = body.find(b'"', end)
-    return b"".join((*kept, body[done:])) if kept else body, unclosed, inside
-
-
-def line_end(body, at):
-    end = body.find(b"\n", at)
-    return len(body) if end < 0 else end
-
-
-def holds_rows(lines, width):
-    """True where the lines of one quoted field, most of them and the first and last, would be rows by themselves."""
-    whole = [len(SEPARATOR.split(line)) == width for line in lines.split(b"\n")]
-    return whole[0] and whole[-1] and 2 * sum(whole) > len(whole)
-
-
-def record_lines(body, inside):
-    """-> the line number, from 0, of each row that the parser sees."""
-    import numpy as np
-
-    breaks = np.flatnonzero(np.frombuffer(body, np.uint8) == ord("\n"))
-    starts = np.append(0, breaks + 1)
-    is_row = np.append(breaks, len(body)) > starts  # the parser skips empty lines
-    for first, last in np.searchsorted(starts, inside).reshape(-1, 2):
-        is_row[first:last] = False
-    return np.flatnonzero(is_row)
-
-
-def parse(body, width, wanted, misfits, block_size):
-    """Yield batches of the wanted columns, named by position; add (row, columns) to misfits where these don't fit."""
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    def skip(row):
-        misfits.append((row.number - 1, row.actual_columns))
-        return "skip"
-
-    if not body.strip(b"\n"):  # Arrow takes it for an error
-        return
-    names = [str(column) for column in range(width)]
-    yield from arrow_csv.open_csv(
-        pa.py_buffer(body),
-        # One thread: only then does Arrow number the rows it hands to `skip`.
-        arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=block_size),
-        arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
-        arrow_csv.ConvertOptions(
-            check_utf8=False,  # it was encoded here
-            column_types=dict.fromkeys(names, pa.string()),
-            include_columns=[str(column) for column in wanted],
-        ),
-    )
 
 
 def normalise(column):
@@ -402,26 +177,55 @@ def first_of_each(table):
     return keep
 
 
-def format_reports(reports):
+def format_report(reports):
     """The reports as an aligned table with totals, and the problems below it."""
     dropped = sum((report["dropped"] for report in reports), Counter())
     total = dict(file="all", encoding="", dropped=dropped, **{k: sum(r[k] for r in reports) for k in ("rows", "kept")})
     reasons = [reason for reason in REASONS if dropped[reason]]
-    table = [("file", "encoding", "rows", "kept", *reasons)]
+    table = []
     for report in (*reports, total):
         counts = (report["rows"], report["kept"], *(report["dropped"][reason] for reason in reasons))
         table.append((report["file"], report["encoding"], *(f"{count:,}" for count in counts)))
+    problems = [problem for report in reports for problem in report["problems"]]
+    return "\n".join([text_table(("file", "encoding", "rows", "kept", *reasons), table), *problems])
 
-    def width(text):  # Chinese takes two columns of a terminal
-        return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
-    widths = [max(map(width, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        pads = [" " * (size - width(cell)) for cell, size in zip(row, widths, strict=True)]
-        cells = [cell + pad if at < 2 else pad + cell for at, (cell, pad) in enumerate(zip(row, pads, strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join(lines + [problem for report in reports for problem in report["problems"]])
+def split(table, held_out, seed):
+    """-> (train, eval): tables with no question in common; eval has held_out rows, or the most that whole questions
+    add up to. Raises SystemExit where one of the two would be empty.
+
+    A random split of rows puts a twentieth of the questions on both sides, and the held-out loss then praises a model
+    for what it has memorised.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    if not 0 < held_out < len(table):
+        raise SystemExit(f"--held_out {held_out} of {len(table)} rows: leave at least one on each side.")
+    _, first, question, repeats = np.unique(
+        text_keys(normalise(table["question"])), return_index=True, return_inverse=True, return_counts=True
+    )
+    chosen, missing = [], held_out
+    # Ordered by their first rows before they are shuffled, because the keys differ from process to process.
+    for group in np.random.default_rng(seed).permutation(np.argsort(first)):
+        if repeats[group] <= missing:
+            chosen.append(group)
+            missing -= repeats[group]
+        if not missing:
+            break
+    if not chosen:
+        raise SystemExit(
+            f"every question has more than {held_out} rows: none can be held out. Give a larger --held_out."
+        )
+    held = np.isin(question, chosen)
+    return table.filter(pa.array(~held)), table.filter(pa.array(held))
+
+
+def load_splits(args):
+    """Read, report and split: (training rows, held-out rows) of a script's flags, as tables."""
+    table, reports = read_rows(args.data, args.max_chars)
+    print(format_report(reports))
+    return split(table, args.held_out, args.split_seed)
 
 
 def write_jsonl(table, out):
@@ -456,16 +260,11 @@ def main(argv=None):
         parser.error("give the folder once")
     if args.max_chars < 1:
         parser.error("--max_chars must be 1 or more")
-    if args.out and args.out.exists():
-        raise SystemExit(f"{args.out} exists and is not overwritten: give another name, or move it away.")
-    if not folder:
-        from common.paths import data_dir, load_env
-
-        load_env()
-        folder = data_dir()
-
-    table, reports = read_folder(folder, args.max_chars)
-    print(format_reports(reports))
+    if args.out:
+        new_file(args.out)
+    load_env()
+    table, reports = read_rows(folder, args.max_chars)
+    print(format_report(reports))
     if args.out:
         write_jsonl(table, args.out)
         print(f"{len(table):,} rows written to {args.out}")

@@ -1,64 +1,39 @@
 """Ask a fine-tuned model: one question, a file of questions in batches, or a chat that streams.
 
 Each question is asked by itself, as in training: the model was taught single questions and remembers none before.
-The prompt is built by train.py's own function from the template that was saved with the adapter.
+The prompt is built from the template that was saved with the adapter.
 
 Newest run:         python infer.py --question "高血压患者能吃党参吗？"
 An adapter folder:  python infer.py --adapter outputs/medical/20261122-101500 --file questions.txt
 Chat:               python infer.py
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from common.cli import arg, parse
-from common.evaluation import generate
-from common.models import ModelArgs, load_adapter
-from common.runs import latest_adapter, replace_text
-from common.tables import text_lines
-from train import TEMPLATE, prompt_ids
+from common import models
+from common.cli import ModelArgs, arg, parse
+from common.files import write_lines
+from common.rows import text_lines
+from prompt import TEMPLATE, prompt_ids
 
 DEFAULTS = dict(
-    model=None,  # the base that the adapter's adapter_config.json names
+    model=None  # the base that the adapter's adapter_config.json names
 )
 
 
 @dataclass
-class Args:
+class Args(ModelArgs):
     question: str | None = arg(None, "one question")
     file: str | None = arg(None, "a text file (UTF-8), one question a line; answers go to --out")
     out: str | None = arg(None, "where the answers of --file go, as JSON lines (default: FILE.answers.jsonl)")
     adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
     max_new_tokens: int = arg(256, "longest answer, in tokens")
-    batch_size: int = arg(8, "questions of --file answered at once")
+    batch_size: int = arg(8, "rows of --file answered at once")
     temperature: float = arg(0.0, "0: always the likeliest token; 0.7: some variety")
     seed: int = arg(3407, "of the sampling")
 
 
-def stream(model, tokenizer, template, question, args, backend):
-    """Print the answer while it is written."""
-    from transformers import TextStreamer
-
-    prompts = prompt_ids(tokenizer, [question], template)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    generate(model, tokenizer, prompts, args.max_new_tokens, 1, backend, streamer, **sampling(args))
-
-
-def sampling(args):
-    return dict(temperature=args.temperature) if args.temperature else {}
-
-
-def answer_file(model, tokenizer, template, questions, out, args, backend):
-    """Answer the questions in batches and write {question, answer} lines; nothing half-written is left behind."""
-    prompts = prompt_ids(tokenizer, questions, template)
-    answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, backend, **sampling(args))
-    pairs = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
-    replace_text(out, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
-    print(f"{len(pairs)} answers: {out}")
-
-
-def chat(model, tokenizer, template, args, backend):
+def chat(ask):
     print("Ask a question; exit or Ctrl-D ends, Ctrl-C stops an answer.")
     while True:
         try:
@@ -69,28 +44,39 @@ def chat(model, tokenizer, template, args, backend):
             return
         try:
             if question:
-                stream(model, tokenizer, template, question, args, backend)
+                ask({"question": question})
         except KeyboardInterrupt:
             print("\n(stopped)")
 
 
 def main(argv=None):
-    args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     questions, out = text_lines(args.file, args.out, "question") if args.file else (None, None)
-    adapter = Path(args.adapter) if args.adapter else latest_adapter()
-    saved = adapter / "prompt_template.txt"
-    template = saved.read_text(encoding="utf-8") if saved.exists() else TEMPLATE
-    model, tokenizer = load_adapter(adapter, model_args)
-    from transformers import set_seed
+    run = models.open_run(args.adapter, args.model, needed=TEMPLATE)
+    model, tokenizer = models.load_run(run, args)
+    from transformers import TextStreamer, set_seed
+
+    from common.answers import generate
 
     set_seed(args.seed)
-    print(f"adapter: {adapter}")
-    if args.question:
-        stream(model, tokenizer, template, args.question, args, model_args.backend)
-    elif args.file:
-        answer_file(model, tokenizer, template, questions, out, args, model_args.backend)
+    how = dict(backend=args.backend) | (dict(temperature=args.temperature) if args.temperature else {})
+
+    def ask(row):
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        prompts = prompt_ids(tokenizer, [row], run.texts)
+        generate(model, tokenizer, prompts, args.max_new_tokens, 1, streamer=streamer, **how)
+
+    print(f"adapter: {run.adapter}")
+    if args.file:
+        rows = [{"question": question} for question in questions]
+        prompts = prompt_ids(tokenizer, rows, run.texts)
+        answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, **how)
+        write_lines(out, [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)])
+        print(f"{len(rows)} answers: {out}")
+    elif args.question:
+        ask({"question": args.question})
     else:
-        chat(model, tokenizer, template, args, model_args.backend)
+        chat(ask)
 
 
 if __name__ == "__main__":

@@ -9,41 +9,23 @@ DATA: a folder with train.jsonl and test.jsonl (or Parquet), one JSONL file, or 
 """
 
 import argparse
-import json
 import random
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
-from common import tables
-from common.cli import arg
+from common.files import new_file, write_lines
+from common.paths import load_env
+from common.rows import default_source, text_fault
+from common.rows import read_splits as read_raw
+from prompt import conversation, prompt_ids
 
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
-# What the model is asked for. The rewards look for exactly these tags.
-SYSTEM = """Think before you answer. Write in this form, and nothing else:
-<reasoning>
-your steps
-</reasoning>
-<answer>
-the number alone
-</answer>"""
-FORM = "<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
 EXAMPLES = 10  # problems described; the counts say how many there are
 # <|im_end|> inside a question would end the turn in the middle of it: tokenizers take the text for the token.
 CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 NGRAM = 8  # words in a row that two different problems seldom share
-
-
-@dataclass
-class DataArgs:
-    """Flags of every script that reads problems."""
-
-    data: str | None = arg(
-        None, "folder with train and test, a JSONL file, a hub name (default: R1_GRPO_DATA_DIR, DATA_DIR/r1_grpo, hub)"
-    )
-    max_prompt_tokens: int = arg(256, "longer prompts are left out and counted: TRL has no such option any more")
 
 
 # -- numbers
@@ -66,12 +48,6 @@ def gold_of(answer):
     return number if re.fullmatch(r"-?\d+(\.\d+)?(/\d+)?", number) else None
 
 
-def ideal(row):
-    """The completion that earns every reward: the row's own solution, without GSM8K's calculator notes, in the form."""
-    solution = re.sub(r"<<[^>]*>>", "", row["answer"].split("####")[0]).strip()
-    return FORM.format(reasoning=solution, answer=row["gold"])
-
-
 # -- reading
 
 
@@ -81,8 +57,8 @@ def read_splits(source=None):
     A source of one file only is split: every tenth question, in an order of its own, is for the test.
     Raises SystemExit where nothing can be read or no row is usable.
     """
-    source = str(source or tables.default_source(HUB_NAME))
-    splits = tables.read_splits(source, HUB_CONFIG if source == HUB_NAME else None, needed=["train"])
+    source = str(source or default_source(HUB_NAME))
+    splits = read_raw(source, HUB_CONFIG if source == HUB_NAME else None, needed=["train"])
     report = {"source": source, "dropped": Counter(), "problems": []}
     rows = {name: clean(raw, name, report) for name, raw in splits.items()}
     report |= {"read": {name: len(raw) for name, raw in splits.items()}}
@@ -122,7 +98,7 @@ def check(row):
     if not isinstance(row, dict):
         return "wrong type", f"expected an object with question and answer, got {type(row).__name__}"
     for name in ("question", "answer"):
-        if fault := tables.text_fault(row, name):
+        if fault := text_fault(row, name):
             return fault
         if token := CONTROL_TOKEN.search(row[name]):
             return "control token", f"column {name}: {token[0]}"
@@ -156,20 +132,11 @@ def format_report(report):
     return "\n".join(lines + report["problems"])
 
 
-# -- prompts
-
-
-def messages(question):
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-
-
-def prompt_ids(tokenizer, questions):
-    """Token ids of each question's prompt. Rollouts, evaluation and inference all call this."""
-    talks = [messages(question) for question in questions]
-    return [
-        tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False, tokenize=True)
-        for talk in talks
-    ]
+def load_splits(args):
+    """Read and report: (training rows, test rows) of a script's flags."""
+    train, test, report = read_splits(args.data)
+    print(format_report(report))
+    return train, test
 
 
 def prompts_of(rows, tokenizer, max_prompt_tokens, name):
@@ -179,11 +146,10 @@ def prompts_of(rows, tokenizer, max_prompt_tokens, name):
     """
     from datasets import Dataset
 
-    ids = prompt_ids(tokenizer, [row["question"] for row in rows])
     kept = [
-        {"prompt": messages(row["question"]), "answer": row["gold"], "input_ids": each}
-        for row, each in zip(rows, ids, strict=True)
-        if len(each) <= max_prompt_tokens
+        {"prompt": conversation(row), "answer": row["gold"], "input_ids": ids}
+        for row, ids in zip(rows, prompt_ids(tokenizer, rows), strict=True)
+        if len(ids) <= max_prompt_tokens
     ]
     if len(kept) < len(rows):
         print(f"{name}: {len(rows) - len(kept):,} prompts over --max_prompt_tokens {max_prompt_tokens} left out")
@@ -255,16 +221,13 @@ def arithmetic(count, level=1, split="train", seed=0):
 
 def write_arithmetic(folder, count, level, seed):
     """DIR/train.jsonl with `count` problems and DIR/test.jsonl with a third as many; nothing is overwritten."""
-    for split, rows in (("train", count), ("test", max(1, count // 3))):
-        file = folder / f"{split}.jsonl"
-        if file.exists():
-            raise SystemExit(f"{file} exists and is not overwritten: give another --out, or move it away.")
-        folder.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f".{file.name}.new")
-        made = arithmetic(rows, level, split, seed)
-        new.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
-        new.rename(file)
-        print(f"{len(made):,} problems of level {level}: {file}")
+    sizes = {"train": count, "test": max(1, count // 3)}
+    made = {split: arithmetic(size, level, split, seed) for split, size in sizes.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {split: new_file(folder / f"{split}.jsonl") for split in made}
+    for split, file in files.items():
+        write_lines(file, made[split])
+        print(f"{sizes[split]:,} problems of level {level}: {file}")
 
 
 def main(argv=None):
@@ -279,8 +242,6 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the drawing (0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the made problems go")
     args = parser.parse_args(argv)
-    from common.paths import load_env
-
     load_env()
     if args.arithmetic:
         if args.arithmetic < 1 or not args.out:

@@ -10,21 +10,19 @@ An adapter:       python evaluate.py --adapter outputs/r1_grpo/20261122-101500 -
 
 import contextlib
 import html
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import arg, parse
-from common.evaluation import generate
-from common.models import ModelArgs, load_adapter
-from common.runs import latest_adapter, read_record, replace_text, write_json
-from data import DataArgs, format_report, prompt_ids, read_splits
+from common import models
+from common.cli import ModelArgs, arg, parse
+from common.files import read_json, replace_text, text_table, write_json, write_lines
+from data import format_report, read_splits
+from prompt import prompt_ids
 from rewards import grade
 
 DEFAULTS = dict(
     model=None,  # the base that the adapter's adapter_config.json names
-    data=None,  # the --data that the run names
 )
 # name -> what it is
 METRICS = {
@@ -37,16 +35,17 @@ METRICS = {
 
 
 @dataclass
-class Args(DataArgs):
-    adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
+class Args(ModelArgs):
+    adapter: str | None = arg(None, "a finished run's folder (default: the newest)")
+    data: str | None = arg(None, "what training read, if it has moved since")
     out: str | None = arg(None, "folder for the results (default: evaluation_results in the adapter's folder)")
-    limit: int | None = arg(None, "only the first N test problems")
-    max_new_tokens: int | None = arg(None, "longest answer (default: the run's --max_completion_length, else 512)")
-    samples: int = arg(0, "sampled answers a problem, for pass@k; 0: none")
+    limit: int | None = arg(None, "at most so many held-out rows")
+    max_new_tokens: int | None = arg(None, "longest answer, in tokens (default: the run's --max_completion_length)")
+    samples: int = arg(0, "sampled answers to each problem, for pass@k; 0: none")
     pass_k: int = arg(8, "the k of pass@k, at most --samples")
     temperature: float = arg(1.0, "of the samples")
     batch_size: int = arg(64, "answers written at once")
-    seed: int = arg(42, "of the samples and of the intervals")
+    seed: int = arg(42, "of the samples and of the resampling for the intervals")
 
 
 def pass_at_k(right, samples, k):
@@ -69,12 +68,15 @@ def bootstrap(one, other, seed, times=10_000):
     return [float(each) for each in numpy.percentile(means, (2.5, 97.5))]
 
 
-def measure(model, tokenizer, rows, args, backend):
-    """A dict of numbers a problem, with the greedy answer's text under "answer"."""
+def measure(model, tokenizer, rows, prompts, args):
+    """A dict of numbers for each problem, with the greedy answer's text under "answer". prompts: the rows', token ids."""
     from transformers import set_seed
 
-    prompts = prompt_ids(tokenizer, [row["question"] for row in rows])
-    made = generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, backend, return_ids=True)
+    from common.answers import generate
+    from common.speed import graph
+
+    how = dict(backend=args.backend, decode=graph.decode)
+    made = generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, return_ids=True, **how)
     measured = []
     for row, ids in zip(rows, made, strict=True):
         text = tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -83,8 +85,8 @@ def measure(model, tokenizer, rows, args, backend):
     if args.samples:
         set_seed(args.seed)
         many = [prompt for prompt in prompts for _ in range(args.samples)]
-        how = dict(temperature=args.temperature, top_k=0, top_p=1.0)
-        texts = generate(model, tokenizer, many, args.max_new_tokens, args.batch_size, backend, **how)
+        how |= dict(temperature=args.temperature, top_k=0, top_p=1.0)
+        texts = generate(model, tokenizer, many, args.max_new_tokens, args.batch_size, **how)
         for number, (row, one) in enumerate(zip(rows, measured, strict=True)):
             mine = texts[number * args.samples : (number + 1) * args.samples]
             right = int(sum(grade(text, row["gold"])["strict"] for text in mine))
@@ -114,13 +116,12 @@ def table(measured, seed):
 def as_text(rows):
     """The table as text: a gain's interval that holds 0 means: not shown to differ."""
     names, others = list(rows[0]["means"]), list(rows[0]["gains"])
-    head = f"{'metric':<10}" + "".join(f"{name:>10}" for name in names)
-    lines = [head + "".join(f"  {f'{names[-1]} - {other} [95%]':<28}" for other in others)]
-    for row in rows:
-        means = "".join(f"{value:>10.3f}" for value in row["means"].values())
-        gains = "".join(f"  {gain:+.3f} [{low:+.3f}, {high:+.3f}]     " for gain, low, high in row["gains"].values())
-        lines.append(f"{row['metric']:<10}{means}{gains}")
-    return "\n".join(lines)
+    cells = [
+        [row["metric"], *(f"{value:.3f}" for value in row["means"].values())]
+        + [f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]" for gain, low, high in row["gains"].values()]
+        for row in rows
+    ]
+    return text_table(("metric", *names, *(f"{names[-1]} - {other} [95%]" for other in others)), cells)
 
 
 def report(facts, rows, pairs):
@@ -139,43 +140,46 @@ td,th{{border:1px solid #ccc;padding:.3em .6em;vertical-align:top;text-align:lef
 
 
 def main(argv=None):
-    args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     if args.samples and not 1 <= args.pass_k <= args.samples:
         raise SystemExit(f"--pass_k {args.pass_k}: takes a number from 1 to --samples {args.samples}.")
-    adapter = Path(args.adapter) if args.adapter else latest_adapter()
+    run = models.open_run(args.adapter, args.model)
     # A warm-up's adapter lies inside its run, whose record says what it was trained on.
-    record = read_record(adapter) or read_record(adapter.parent)
-    trained = record.get("arguments", {})
-    args.max_new_tokens = args.max_new_tokens or trained.get("max_completion_length") or 512
+    trained = run.arguments or read_json(run.adapter.parent / "run.json").get("arguments", {})
+    args.max_new_tokens = args.max_new_tokens or trained.get("max_completion_length", 512)
     _, rows, found = read_splits(args.data or trained.get("data"))
     print(format_report(found))
     rows = rows[: args.limit]
-    model, tokenizer = load_adapter(adapter, model_args)
-    lengths = map(len, prompt_ids(tokenizer, [row["question"] for row in rows]))
-    rows = [row for row, length in zip(rows, lengths, strict=True) if length <= args.max_prompt_tokens]
+    prompts = prompt_ids(models.load_tokenizer(run.adapter), rows, run.texts)
+    longest = trained.get("max_prompt_tokens", math.inf)
+    rows, prompts = (
+        [each for each, prompt in zip(every, prompts, strict=True) if len(prompt) <= longest]
+        for every in (rows, prompts)
+    )
     if not rows:
-        raise SystemExit(f"no test problem fits in --max_prompt_tokens {args.max_prompt_tokens}.")
+        raise SystemExit(f"no test problem fits in the run's --max_prompt_tokens {longest}.")
+    model, tokenizer = models.load_run(run, args)
     ways = {"base": model.disable_adapter, "tuned": contextlib.nullcontext}
-    if (adapter / "warmup" / "adapter_config.json").is_file():
+    if (run.adapter / "warmup" / "adapter_config.json").is_file():
         # What the warm-up taught must not be counted as GRPO's gain.
-        model.load_adapter(str(adapter / "warmup"), "warmup")
+        model.load_adapter(str(run.adapter / "warmup"), "warmup")
         ways = {"base": ways["base"], "warm-up": lambda: using(model, "warmup"), "tuned": ways["tuned"]}
     measured = {}
     for name, way in ways.items():
         with way():
-            measured[name] = measure(model, tokenizer, rows, args, model_args.backend)
+            measured[name] = measure(model, tokenizer, rows, prompts, args)
     lines = table(measured, args.seed)
-    facts = {"adapter": str(adapter), "problems": len(rows), "max_new_tokens": args.max_new_tokens}
+    facts = {"adapter": str(run.adapter), "problems": len(rows), "max_new_tokens": args.max_new_tokens}
     facts |= {"samples": args.samples, "temperature": args.temperature, "seed": args.seed, "data": found["source"]}
     pairs = [
         {"question": row["question"], "gold": row["gold"]}
         | {name: each[n]["answer"] for name, each in measured.items()}
         for n, row in enumerate(rows)
     ]
-    out = Path(args.out or adapter / "evaluation_results")
+    out = Path(args.out or run.adapter / "evaluation_results")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", {"facts": facts, "table": lines})
-    replace_text(out / "predictions.jsonl", "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    write_lines(out / "predictions.jsonl", pairs)
     replace_text(out / "report.html", report(facts, lines, pairs))
     print(f"{len(rows)} test problems, greedy\n{as_text(lines)}\nreport: {out / 'report.html'}")
 

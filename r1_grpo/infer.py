@@ -7,18 +7,14 @@ Your own:      python infer.py --question "Ann has 12 eggs and uses 5. How many 
 With vLLM:     python infer.py --engine vllm     (read from vLLM's documentation, not run by us)
 """
 
-import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from common.cli import arg, parse
-from common.evaluation import generate
-from common.models import ModelArgs, load_adapter, load_tokenizer, need_vllm
-from common.paths import resolve_model
-from common.runs import latest_adapter
-from data import prompt_ids
+from common import device, models
+from common.cli import ModelArgs, arg, parse
+from common.files import read_json
+from prompt import prompt_ids
 from rewards import NO_TAG, extract
 
 DEFAULTS = dict(
@@ -28,7 +24,7 @@ QUESTION = "Mia has 23 marbles and finds 18 more. She gives 9 to her brother. Ho
 
 
 @dataclass
-class Args:
+class Args(ModelArgs):
     question: str = arg(QUESTION, "what is asked")
     adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
     engine: Literal["hf", "vllm"] = arg(
@@ -45,32 +41,33 @@ def parts(text):
     return reasoning and reasoning[1].strip(), extract(text)
 
 
-def ask_hf(adapter, args, model_args):
+def ask_hf(run, args):
     """{"base": text, "tuned": text}"""
+    model, tokenizer = models.load_run(run, args)
     from transformers import set_seed
 
-    model, tokenizer = load_adapter(adapter, model_args)
+    from common.answers import generate
+
+    prompts = prompt_ids(tokenizer, [{"question": args.question}], run.texts)
     how = dict(temperature=args.temperature, top_k=0, top_p=1.0) if args.temperature else {}
 
     def ask():
         set_seed(args.seed)
-        prompts = prompt_ids(tokenizer, [args.question])
-        return generate(model, tokenizer, prompts, args.max_new_tokens, 1, model_args.backend, **how)[0]
+        return generate(model, tokenizer, prompts, args.max_new_tokens, 1, args.backend, **how)[0]
 
     with model.disable_adapter():
         base = ask()
     return {"base": base, "tuned": ask()}
 
 
-def ask_vllm(adapter, args, model_args):
+def ask_vllm(run, args):
     """The same through vLLM, which keeps the adapter beside the base and adds it where a request names it."""
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    path = resolve_model(model_args.model or settings["base_model_name_or_path"])
-    tokenizer = load_tokenizer(adapter)
-    engine = LLM(model=str(path), enable_lora=True, max_lora_rank=max(8, settings["r"]), seed=args.seed)
+    tokenizer = models.load_tokenizer(run.adapter)
+    rank = read_json(run.adapter / "adapter_config.json")["r"]
+    engine = LLM(model=str(run.base), enable_lora=True, max_lora_rank=max(8, rank), seed=args.seed)
     how = SamplingParams(
         temperature=args.temperature,
         top_p=1.0,
@@ -78,8 +75,8 @@ def ask_vllm(adapter, args, model_args):
         seed=args.seed,
         stop_token_ids=[tokenizer.eos_token_id],
     )
-    prompt = {"prompt_token_ids": prompt_ids(tokenizer, [args.question])[0]}
-    requests = {"base": None, "tuned": LoRARequest("tuned", 1, str(adapter))}
+    prompt = {"prompt_token_ids": prompt_ids(tokenizer, [{"question": args.question}], run.texts)[0]}
+    requests = {"base": None, "tuned": LoRARequest("tuned", 1, str(run.adapter))}
     return {
         name: engine.generate([prompt], how, lora_request=request)[0].outputs[0].text.strip()
         for name, request in requests.items()
@@ -99,14 +96,12 @@ def show(question, answers):
 
 
 def main(argv=None):
-    args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     if args.engine == "vllm":
-        need_vllm()
-    adapter = Path(args.adapter) if args.adapter else latest_adapter()
-    if not (adapter / "adapter_config.json").is_file():
-        raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
-    print(f"adapter: {adapter}")
-    show(args.question, (ask_vllm if args.engine == "vllm" else ask_hf)(adapter, args, model_args))
+        device.need_vllm()
+    run = models.open_run(args.adapter, args.model)
+    print(f"adapter: {run.adapter}")
+    show(args.question, (ask_vllm if args.engine == "vllm" else ask_hf)(run, args))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """The five rule rewards: what a completion earns, 4.0 at most. No model judges here; each rule can be read and tested.
 
-TRL's signature: (prompts, completions, answer, **kwargs) -> a float a completion. completions are conversations, lists
-of one {"role": "assistant", "content": text}; answer is the data's column of that name, the gold number.
+A reward is f(text, gold) -> float: text is a completion, gold the data's number. `for_trl` makes of it what TRL calls.
 """
 
 import re
 
+from common.files import text_table
 from data import normalise
+
+# What each pays at most, and all of them together. Only the first is the aim: the others lead there.
+PAYS = dict(correctness=2.0, int=0.5, strict_format=0.5, soft_format=0.5, xmlcount=0.5)
+MOST = sum(PAYS.values())
+NEARLY = 3.5  # a mean over this: nothing is left to learn
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 # (?:(?!X).)* is "anything, but no X in it". A plain .* would run over a second block and accept two answers.
@@ -30,43 +35,34 @@ def last_number(text):
     return normalise(found[-1]) if found else None
 
 
-def texts(completions):
-    return [completion[0]["content"] for completion in completions]
+def correctness_reward_func(text, gold):
+    """The last answer block is the gold number."""
+    return PAYS["correctness"] if extract(text) == normalise(gold) else 0.0
 
 
-def correctness_reward_func(prompts, completions, answer, **kwargs):
-    """2.0 where the last answer block is the gold number. The whole aim; the other four only lead there."""
-    return [
-        2.0 if extract(text) == normalise(gold) else 0.0 for text, gold in zip(texts(completions), answer, strict=True)
-    ]
+def int_reward_func(text, gold):
+    """A whole number, right or wrong, is in the last answer block: not "72 clips", not 1/2."""
+    return PAYS["int"] if re.fullmatch(r"-?\d+", extract(text) or "", re.ASCII) else 0.0
 
 
-def int_reward_func(prompts, completions, **kwargs):
-    """0.5 for a whole number, right or wrong, in the last answer block: not "72 clips", not 1/2."""
-    return [0.5 if re.fullmatch(r"-?\d+", extract(text) or "", re.ASCII) else 0.0 for text in texts(completions)]
+def strict_format_reward_func(text, gold):
+    """The form to the letter: each tag once, on a line of its own, nothing around them."""
+    return PAYS["strict_format"] if STRICT.fullmatch(text) else 0.0
 
 
-def strict_format_reward_func(prompts, completions, **kwargs):
-    """0.5 for the form to the letter: each tag once, on a line of its own, nothing around them."""
-    return [0.5 if STRICT.fullmatch(text) else 0.0 for text in texts(completions)]
+def soft_format_reward_func(text, gold):
+    """Reasoning and then answer, somewhere in the text: a step towards strict that is found sooner."""
+    return PAYS["soft_format"] if SOFT.search(text) else 0.0
 
 
-def soft_format_reward_func(prompts, completions, **kwargs):
-    """0.5 for reasoning and then answer, somewhere in the text: a step towards strict that is found sooner."""
-    return [0.5 if SOFT.search(text) else 0.0 for text in texts(completions)]
-
-
-def xmlcount_reward_func(prompts, completions, **kwargs):
-    """0.125 for each tag that is there exactly once, less up to 0.25 for text behind the end: the finest of the steps.
+def xmlcount_reward_func(text, gold):
+    """A quarter for each tag that is there exactly once, less up to 0.25 for text behind the end: the finest of the steps.
 
     Half-right forms differ here, and a group whose rewards all are the same teaches nothing.
     """
-
-    def score(text):
-        tail = text.split("\n</answer>", 1)[1].strip() if "\n</answer>" in text else ""
-        return 0.125 * sum(text.count(tag) == 1 for tag in TAGS) - min(0.25, 0.001 * len(tail))
-
-    return [score(text) for text in texts(completions)]
+    tail = text.split("\n</answer>", 1)[1].strip() if "\n</answer>" in text else ""
+    each = PAYS["xmlcount"] / len(TAGS)
+    return each * sum(text.count(tag) == 1 for tag in TAGS) - min(0.25, 0.001 * len(tail))
 
 
 REWARDS = [
@@ -78,12 +74,23 @@ REWARDS = [
 ]
 
 
+def for_trl(reward):
+    """A reward as TRL calls it: lists of completions, each a conversation of one message, and the data's column `answer`.
+
+    Its name is what TRL's logs call it: rewards/<name>/mean.
+    """
+
+    def rewards(completions, answer, **_):
+        texts = [completion[0]["content"] for completion in completions]
+        return [reward(text, gold) for text, gold in zip(texts, answer, strict=True)]
+
+    rewards.__name__ = reward.__name__
+    return rewards
+
+
 def score(text, gold, rewards=REWARDS):
     """What one completion earns: {reward's name without _reward_func: float}."""
-    return {
-        each.__name__.removesuffix("_reward_func"): each([None], [[{"content": text}]], answer=[gold])[0]
-        for each in rewards
-    }
+    return {each.__name__.removesuffix("_reward_func"): each(text, gold) for each in rewards}
 
 
 def broken(gold_text, gold):
@@ -102,26 +109,26 @@ def broken(gold_text, gold):
 
 
 def self_test(rows, ideal):
-    """Score every gold solution and one's broken relatives before anything is trained. Returns the lines to print.
+    """Score every gold solution and one's broken relatives before anything is trained. Returns the text to print.
 
-    rows: dicts with question, answer, gold. ideal(row) -> the completion that should earn 4.0. Raises SystemExit where
-    a gold solution earns less or a broken one as much: training on such rewards teaches something else.
+    rows: dicts with question, answer, gold. ideal(row) -> the completion that should earn all of MOST. Raises SystemExit
+    where a gold solution earns less or a broken one as much: training on such rewards teaches something else.
     """
     for number, row in enumerate(rows, 1):
         earned = score(ideal(row), row["gold"])
-        if sum(earned.values()) != 4.0:
+        if sum(earned.values()) != MOST:
             raise SystemExit(
-                f"training row {number}: its own solution, put into the form, earns {sum(earned.values())} and not 4.0: "
+                f"training row {number}: its own solution, put into the form, earns {sum(earned.values())} and not {MOST}: "
                 f"{earned}\n{ideal(row)}\nDoes the text hold one of the tags {' '.join(TAGS)}? Leave that row out."
             )
-    lines = [f"rewards: {len(rows):,} gold solutions in the form earn 4.0 each; broken ones:"]
-    example = rows[0]
-    for name, text in broken(ideal(example), example["gold"]).items():
-        earned = score(text, example["gold"])
-        lines.append(f"  {name:<15} {sum(earned.values()):>6.3f}  " + " ".join(f"{k} {v:g}" for k, v in earned.items()))
-        if sum(earned.values()) >= 4.0:
+    table = []
+    for name, text in broken(ideal(rows[0]), rows[0]["gold"]).items():
+        earned = score(text, rows[0]["gold"])
+        table.append([name, f"{sum(earned.values()):.3f}", *(f"{value:g}" for value in earned.values())])
+        if sum(earned.values()) >= MOST:
             raise SystemExit(f"rewards.py pays {sum(earned.values())} for a completion with this fault: {name}\n{text}")
-    return lines
+    head = f"rewards: {len(rows):,} gold solutions in the form earn {MOST} each; broken ones:"
+    return f"{head}\n{text_table(('fault', 'earns', *earned), table)}"
 
 
 def grade(text, gold):

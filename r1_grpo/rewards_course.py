@@ -14,8 +14,13 @@ data set into the form, ending as a model ends (at </answer>), and prints what b
 import argparse
 import re
 
-from data import ideal, read_splits
-from rewards import score, texts
+from common.files import text_table
+from common.paths import load_env
+from data import read_splits
+from prompt import ideal
+from rewards import MOST, PAYS, score
+
+NUMBERS = ("mean", "smallest", "largest", "all of it")  # the last: the share of the texts that earn all of the reward
 
 
 def extract_answer(text):
@@ -23,38 +28,35 @@ def extract_answer(text):
     return text.split("<answer>")[-1].split("</answer>")[0].strip()
 
 
-def correctness_reward_func(prompts, completions, answer, **kwargs):
-    return [2.0 if extract_answer(text) == gold else 0.0 for text, gold in zip(texts(completions), answer, strict=True)]
+def correctness_reward_func(text, gold):
+    return PAYS["correctness"] if extract_answer(text) == gold else 0.0
 
 
-def int_reward_func(prompts, completions, **kwargs):
-    return [0.5 if extract_answer(text).isdigit() else 0.0 for text in texts(completions)]
+def int_reward_func(text, gold):
+    return PAYS["int"] if extract_answer(text).isdigit() else 0.0
 
 
-def strict_format_reward_func(prompts, completions, **kwargs):
+def strict_format_reward_func(text, gold):
     pattern = r"^<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n$"
-    return [0.5 if re.match(pattern, text) else 0.0 for text in texts(completions)]
+    return PAYS["strict_format"] if re.match(pattern, text) else 0.0
 
 
-def soft_format_reward_func(prompts, completions, **kwargs):
+def soft_format_reward_func(text, gold):
     pattern = r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>"
-    return [0.5 if re.match(pattern, text) else 0.0 for text in texts(completions)]
+    return PAYS["soft_format"] if re.match(pattern, text) else 0.0
 
 
-def xmlcount_reward_func(prompts, completions, **kwargs):
-    def score(text):
-        total = 0.0
-        if text.count("<reasoning>\n") == 1:
-            total += 0.125
-        if text.count("\n</reasoning>\n") == 1:
-            total += 0.125
-        if text.count("\n<answer>\n") == 1:
-            total += 0.125 - 0.001 * len(text.split("\n</answer>\n")[-1])
-        if text.count("\n</answer>") == 1:
-            total += 0.125 - 0.001 * (len(text.split("\n</answer>")[-1]) - 1)
-        return total
-
-    return [score(text) for text in texts(completions)]
+def xmlcount_reward_func(text, gold):
+    total = 0.0
+    if text.count("<reasoning>\n") == 1:
+        total += 0.125
+    if text.count("\n</reasoning>\n") == 1:
+        total += 0.125
+    if text.count("\n<answer>\n") == 1:
+        total += 0.125 - 0.001 * len(text.split("\n</answer>\n")[-1])
+    if text.count("\n</answer>") == 1:
+        total += 0.125 - 0.001 * (len(text.split("\n</answer>")[-1]) - 1)
+    return total
 
 
 REWARDS = [
@@ -85,19 +87,17 @@ def main(argv=None):
     )
     parser.add_argument("--data", help="as train.py's")
     args = parser.parse_args(argv)
-    from common.paths import load_env
-
     load_env()
     rows = read_splits(args.data)[0]
-    print(f"{len(rows):,} gold solutions in the form. Mean, smallest, largest reward; share that earns all of it:\n")
-    print(f"{'':<13}{'':<22}{'copied':>28}{'here':>30}")
+    table = []
     for (reward, ending), versions in compare(rows).items():
-        cells = []
+        cells, full = [reward, ending], MOST if reward == "total" else PAYS[reward]
         for scores in versions.values():
-            full = {"total": 4.0, "correctness": 2.0}.get(reward, 0.5)
             share = sum(abs(value - full) < 1e-9 for value in scores) / len(scores)
-            cells.append(f"{sum(scores) / len(scores):8.4f}{min(scores):8.3f}{max(scores):7.3f}{share:6.1%}")
-        print(f"{reward:<13}{ending:<22}" + " ".join(cells))
+            cells += [f"{sum(scores) / len(scores):.4f}", f"{min(scores):.3f}", f"{max(scores):.3f}", f"{share:.1%}"]
+        table.append(cells)
+    print(f"{len(rows):,} gold solutions in the form: what the copied rewards pay, and what those here pay.\n")
+    print(text_table(("reward", "text", *(f"{name} {kind}" for kind in ("copied", "here") for name in NUMBERS)), table))
 
 
 if __name__ == "__main__":

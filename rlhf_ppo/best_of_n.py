@@ -9,24 +9,15 @@ A minute, CPU:      python train_reward.py --demo && python best_of_n.py --demo
 
 import math
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
-from backbone import (
-    BackboneArgs,
-    add_adapter,
-    answers_of,
-    fingerprint,
-    judge,
-    load_backbone,
-    ready,
-    reward_head,
-    show_examples,
-)
+from common import models
 from common.cli import arg, parse
+from common.files import text_table, write_json
 from common.paths import DEMO_MODEL
-from common.runs import write_json
 from data import DataArgs, encode_prompts, load_splits
-from stage import Stage, StageArgs, digest, flags
+from stage import LoopArgs, fingerprint, ready, show_examples
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,24 +31,16 @@ DEFAULTS = dict(
     batch_size=64,
     seed=3407,
 )
-DEMO = dict(
-    model=DEMO_MODEL,
-    data=str(HERE / "sample" / "pairs.jsonl"),
-    n=4,
-    prompts=4,
-    max_new_tokens=20,
-)
+DEMO = dict(model=DEMO_MODEL, data=str(HERE / "sample" / "pairs.jsonl"), n=4, prompts=4, max_new_tokens=20)
 
-Args = flags(
-    "Args",
-    DEFAULTS,
-    (BackboneArgs, DataArgs, StageArgs),
-    reward=(str | None, arg(None, "the reward model's folder (default: the newest run of train_reward.py)")),
-)
+
+@dataclass
+class Args(LoopArgs, DataArgs):
+    reward: str | None = arg(None, "the reward model's folder (default: the newest run of train_reward.py)")
 
 
 def kl_of(n):
-    """KL of best-of-n from the model that it samples, in nats an answer."""
+    """KL of best-of-n from the model that it samples, in nats per answer."""
     return math.log(n) - (n - 1) / n
 
 
@@ -87,44 +70,56 @@ def curve(groups, others=None):
     ]
 
 
-def sample(model, head, reward, tokenizer, prompts, args):
+def sample(model, head, reward, tokenizer, prompts, n, max_new_tokens, temperature=1.0, eos_penalty=1.0, batch_size=64):
     """n answers of the SFT model to each prompt: (token ids, scores minus the EOS penalty), lists of lists."""
-    many = [prompt for prompt in prompts for _ in range(args.n)]
-    how = dict(temperature=args.temperature, top_k=0, top_p=1.0)
-    ids = answers_of(model, None, tokenizer, many, args.max_new_tokens, args.batch_size, **how)
+    from backbone import WHOLE, answers_of
+    from scoring import judge
+
+    many = [prompt for prompt in prompts for _ in range(n)]
+    how = WHOLE | dict(temperature=temperature)
+    ids = answers_of(model, None, tokenizer, many, max_new_tokens, batch_size, **how)
     scores = judge(model, head, reward, tokenizer, many, ids)
-    scores = [s - args.eos_penalty * (i[-1:] != [tokenizer.eos_token_id]) for s, i in zip(scores, ids, strict=True)]
-    cuts = range(0, len(many), args.n)
-    return [ids[cut : cut + args.n] for cut in cuts], [scores[cut : cut + args.n] for cut in cuts]
+    scores = [s - eos_penalty * (i[-1:] != [tokenizer.eos_token_id]) for s, i in zip(scores, ids, strict=True)]
+    cuts = range(0, len(many), n)
+    return [ids[cut : cut + n] for cut in cuts], [scores[cut : cut + n] for cut in cuts]
 
 
 def main(argv=None) -> Path:
-    args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
-    path, reward, tokenizer = ready(args)
+    args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
+    path, reward = ready(args)
     _, eval_pairs = load_splits(args)
+    tokenizer = models.load_tokenizer(path)
     talks, prompts = encode_prompts(eval_pairs, tokenizer, args.max_prompt_length, "held-out prompts")
     talks, prompts = talks[: args.prompts], prompts[: args.prompts]
-    stage = Stage("best_of_n", args, {"model": fingerprint(path), "reward": reward, "data": digest(prompts)})
-    if stage.finished:
-        return stage.folder
-    with stage:
-        from transformers import set_seed
 
+    from transformers import set_seed
+
+    from backbone import add_adapter, load_backbone  # torch is loaded from here on: what can be wrong has been said
+    from common import runs
+    from scoring import reward_head, text_of
+
+    inputs = {"model": fingerprint(path), "reward": reward, "data": runs.digest(prompts)}
+    run = runs.Run(args, stage="best_of_n", inputs=inputs)
+    if run.finished:
+        return run.folder
+    with run:
         set_seed(args.seed)
         model = add_adapter(load_backbone(path, args), "reward", args.reward).eval()
-        ids, scores = sample(model, reward_head(args.reward, model.device), reward, tokenizer, prompts, args)
+        head = reward_head(args.reward, model.device)
+        how = args.n, args.max_new_tokens, args.temperature, args.eos_penalty, args.batch_size
+        ids, scores = sample(model, head, reward, tokenizer, prompts, *how)
         rows = curve(scores)
-        write_json(stage.folder / "best_of_n.json", [{k: row[k] for k in ("n", "kl", "score")} for row in rows])
-    texts = [[tokenizer.decode(each, skip_special_tokens=True).strip() for each in group] for group in ids]
+        write_json(run.folder / "best_of_n.json", [{k: row[k] for k in ("n", "kl", "score")} for row in rows])
     columns = {}
     for name, pick in (("one answer", lambda group: 0), (f"best of {args.n}", lambda group: group.index(max(group)))):
         picked = [pick(group) for group in scores[:3]]
-        columns[name] = [{"answer": texts[i][at], "score": scores[i][at]} for i, at in enumerate(picked)]
+        columns[name] = [
+            {"answer": text_of(tokenizer, ids[i][at]), "score": scores[i][at]} for i, at in enumerate(picked)
+        ]
     show_examples(talks[:3], **columns)
-    print(f"{'n':>4} {'KL':>6} {'score':>7}   ({len(prompts)} prompts; score in stds of the SFT model's)")
-    for row in rows:
-        print(f"{row['n']:>4} {row['kl']:>6.2f} {row['score']:>7.2f}")
-    return stage.folder
+    print(f"{len(prompts)} prompts; score in stds of the SFT model's")
+    print(text_table(("n", "KL", "score"), [(row["n"], f"{row['kl']:.2f}", f"{row['score']:.2f}") for row in rows]))
+    return run.folder
 
 
 if __name__ == "__main__":

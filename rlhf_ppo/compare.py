@@ -17,37 +17,23 @@ One GPU:            python compare.py --model outputs/rlhf_ppo/merged/RUN
 Some minutes, CPU:  python compare.py --demo
 """
 
-import json
 import math
-import os
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
+import best_of_n
 import train_grpo
 import train_ppo
 import train_reward
-from best_of_n import curve, sample
-
-from backbone import (
-    BackboneArgs,
-    add_adapter,
-    answers_of,
-    check_quantization,
-    fingerprint,
-    judge,
-    load_backbone,
-    read_reward,
-    response_logprobs,
-    reward_head,
-    sft_model,
-)
+from common import device, models
 from common.cli import arg, parse
-from common.models import load_tokenizer
+from common.files import read_json, replace_text, text_table, write_json, write_lines
 from common.paths import DEMO_MODEL
-from common.runs import read_record, replace_text, write_json
-from data import DataArgs, encode_prompts, key_of, prompt_ids, read_pairs, split_pairs
+from data import DataArgs, encode_prompts, key_of, read_rows, split
 from gold import gold, prompts
-from stage import Stage, StageArgs, digest, flags, free_memory
+from prompt import prompt_ids
+from stage import LoopArgs, check_quantization, fingerprint, read_reward, sft_model
 
 HERE = Path(__file__).resolve().parent
 
@@ -84,45 +70,38 @@ DEMO = dict(
     eval_answers=4,
 )
 
-Args = flags(
-    "Args",
-    DEFAULTS,
-    (BackboneArgs, DataArgs, StageArgs),
-    own_pairs=(bool, arg(False, "the reward model learns from --data's own pairs; gold.py is not used at all")),
-    methods=(list[str], arg(["ppo", "grpo"], "which of ppo, grpo are trained")),
-    ppo_config=(str | None, arg(None, "YAML file with flags of train_ppo.py")),
-    grpo_config=(str | None, arg(None, "YAML file with flags of train_grpo.py")),
-    reward_config=(str | None, arg(None, "YAML file with flags of train_reward.py")),
-)
 STEPS = 4  # optimizer steps on each rollout
-WHOLE = dict(temperature=1.0, top_k=0, top_p=1.0)
 
 
-def text_of(tokenizer, ids):
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+@dataclass
+class Args(LoopArgs, DataArgs):
+    own_pairs: bool = arg(False, "the reward model learns from --data's own pairs; gold.py is not used at all")
+    methods: list[str] = arg(["ppo", "grpo"], "which of ppo, grpo are trained")
+    ppo_config: str | None = arg(None, "YAML file with flags of train_ppo.py")
+    grpo_config: str | None = arg(None, "YAML file with flags of train_grpo.py")
+    reward_config: str | None = arg(None, "YAML file with flags of train_reward.py")
 
 
 def make_pairs(args, path, tokenizer, talks, file):
     """Answers of the SFT model to each prompt, ranked by gold: {prompt, chosen, rejected} lines in `file`."""
+    from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
+    from backbone import WHOLE, answers_of, load_backbone
+    from scoring import text_of
+
     set_seed(args.seed)
-    model = add_plain(load_backbone(path, args))
-    many = [ids for ids in prompt_ids(tokenizer, talks) for _ in range(args.answers)]
+    # An idle adapter, so that answers_of has one to turn off.
+    idle = LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=["q_proj"])
+    model = get_peft_model(load_backbone(path, args), idle).eval()
+    many = [ids for ids in prompt_ids(tokenizer, [{"prompt": talk} for talk in talks]) for _ in range(args.answers)]
     texts = [text_of(tokenizer, ids) for ids in answers_of(model, None, tokenizer, many, args.max_new_tokens, **WHOLE)]
     lines = []
     for i, talk in enumerate(talks):
         ranked = sorted((text for text in texts[i * args.answers : (i + 1) * args.answers] if text), key=gold)
         if len(ranked) > 1 and gold(ranked[-1]) > gold(ranked[0]):
             lines.append({"prompt": talk, "chosen": ranked[-1], "rejected": ranked[0]})
-    replace_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def add_plain(model):
-    """A backbone with an idle adapter, so that `answers_of(model, None, ...)` has adapters to turn off."""
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
+    write_lines(file, lines)
 
 
 def measure(model, name, head, reward, tokenizer, prompts, args):
@@ -132,6 +111,9 @@ def measure(model, name, head, reward, tokenizer, prompts, args):
     """
     import torch
     from transformers import set_seed
+
+    from backbone import WHOLE, answers_of, response_logprobs
+    from scoring import judge, text_of
 
     set_seed(args.seed)
     many = [prompt for prompt in prompts for _ in range(args.eval_answers)]
@@ -195,159 +177,103 @@ def kept(run, name, steps):
     return sorted((int(each.name.split("-")[1]) // steps, each) for each in run.glob(f"{name}-*"))
 
 
-def at_kl(rows, kl, name):
-    """A run's metric at some KL, between the two snapshots around it; None where there are none on both sides.
-
-    Drawn in the square root of KL, where such curves are nearly straight (Gao et al., figure 1).
-    """
-    points = sorted((max(0.0, row["kl"]) ** 0.5, row[name]) for row in rows)
-    for (a, left), (b, right) in zip(points, points[1:], strict=False):
-        if a <= kl**0.5 <= b:
-            return left + (right - left) * ((kl**0.5 - a) / (b - a) if b > a else 0)
-    return None
-
-
-def table(rows, best, with_gold):
-    """Markdown: proxy (and gold) of each method at best-of-n's KLs and beyond, mean and spread over seeds."""
-    methods = sorted({row["method"] for row in rows if row["method"] != "sft"}, reverse=True)
-    sft = next(row for row in rows if row["method"] == "sft")
-    names = ["proxy", "gold"] if with_gold else ["proxy"]
-    furthest = max(row["kl"] for row in rows)
-    beyond = (2.0, 5.0, 7.0, 10.0, 15.0, 20.0, 40.0)
-    kls = sorted({row["kl"] for row in best[1:]} | {kl for kl in beyond if kl <= furthest})
-    lines = ["| KL, nats | " + " | ".join(f"{m} {n}" for n in names for m in ("best of n", *methods)) + " |"]
-    lines.append("|" + "---|" * (1 + len(names) * (1 + len(methods))))
-    lines.append("| 0 (SFT) | " + " | ".join(f"{sft[n]:.2f}" for n in names for _ in ("best", *methods)) + " |")
-    for kl in kls:
-        cells = []
-        for name in names:
-            found = [row for row in best if row["kl"] == kl]
-            cells.append(f"{found[0][name]:.2f} (n = {found[0]['n']})" if found else "")
-            for method in methods:
-                seeds = {row["seed"] for row in rows if row["method"] == method}
-                at = [at_kl([r for r in rows if (r["method"], r["seed"]) == (method, s)], kl, name) for s in seeds]
-                at = [value for value in at if value is not None]
-                spread = f" ± {statistics.stdev(at):.2f}" if len(at) > 1 else ""
-                cells.append(
-                    f"{statistics.fmean(at):.2f}{spread}" + (f" ({len(at)} runs)" if len(at) < len(seeds) else "")
-                    if at
-                    else ""
-                )
-        lines.append(f"| {kl:.2f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def plot(rows, best, file, with_gold):
-    """Proxy and gold against the square root of KL, as in the paper: there best-of-n is nearly a straight line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = ["proxy", "gold"] if with_gold else ["proxy"]
-    figure, axes = pyplot.subplots(1, len(names), figsize=(6.5 * len(names), 4.5), layout="constrained", squeeze=False)
-    colours = {"ppo": "tab:blue", "grpo": "tab:orange"}
-    sft = next(row for row in rows if row["method"] == "sft")
-    for axis, name in zip(axes[0], names, strict=True):
-        for method, seed in sorted({(r["method"], r["seed"]) for r in rows if r["method"] != "sft"}):
-            run = [sft, *(row for row in rows if (row["method"], row["seed"]) == (method, seed))]
-            points = sorted((max(0.0, row["kl"]) ** 0.5, row[name]) for row in run)
-            label = None if axis.get_legend_handles_labels()[1].count(method) else method
-            axis.plot(
-                *zip(*points, strict=True), color=colours[method], marker="o", markersize=3, alpha=0.8, label=label
-            )
-        axis.plot([row["kl"] ** 0.5 for row in best], [row[name] for row in best], "k--", label="best of n")
-        title = "proxy: what the reward model says" if name == "proxy" else "gold: what it was to stand for"
-        axis.set(title=title, xlabel="square root of KL from the SFT model (nats an answer)", ylabel="score")
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.savefig(file.with_name(f".{file.name}"), format="png", dpi=120)
-    pyplot.close(figure)
-    os.replace(file.with_name(f".{file.name}"), file)
+def train_judge(args, data):
+    """Run train_reward.py on the pairs in `data`: the folder of the reward model."""
+    flags = ["--demo"] if args.model == DEMO_MODEL else []
+    flags += ["--model", args.model, "--quantization", args.quantization, "--data", str(data), "--reuse"]
+    flags += ["--max_new_tokens", str(args.max_new_tokens), "--max_prompt_length", str(args.max_prompt_length)]
+    flags += ["--eval_ratio", str(args.eval_ratio), "--split_seed", str(args.split_seed)]
+    flags += ["--config", args.reward_config] if args.reward_config else []
+    return train_reward.main(flags)
 
 
 def held_out(args, data, tokenizer):
     """Token ids of the prompts that none of the stages trains on: the same split as theirs."""
-    pairs, _ = read_pairs(data)
-    _, eval_pairs = split_pairs(pairs[: args.max_pairs], args.eval_ratio, args.split_seed)
+    pairs, _ = read_rows(data)
+    _, eval_pairs = split(pairs[: args.max_pairs], args.eval_ratio, args.split_seed)
     _, ids = encode_prompts(eval_pairs, tokenizer, args.max_prompt_length, "held-out prompts")
     return ids[: args.eval_prompts]
 
 
+def all_prompts(args, tokenizer):
+    """The prompts as messages: those of --data that are not too long, or gold.py's."""
+    if not args.data:
+        return prompts(args.prompts, args.seed)
+    pairs, _ = read_rows(args.data)
+    talks = list({key_of(pair["prompt"]): pair["prompt"] for pair in pairs}.values())[: args.max_pairs]
+    return encode_prompts([{"prompt": talk} for talk in talks], tokenizer, args.max_prompt_length, "prompts")[0]
+
+
 def main(argv=None) -> Path:
-    args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
+    args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
     check_quantization(args)
     if args.own_pairs and not args.data:
         raise SystemExit("--own_pairs needs --data FILE: the pairs that the reward model learns from.")
     path = sft_model(args.model)
-    tokenizer = load_tokenizer(path)
-    if args.data:
-        pairs, _ = read_pairs(args.data)
-        talks = list({key_of(pair["prompt"]): pair["prompt"] for pair in pairs}.values())[: args.max_pairs]
-        talks = encode_prompts([{"prompt": talk} for talk in talks], tokenizer, args.max_prompt_length, "prompts")[0]
-    else:
-        talks = prompts(args.prompts, args.seed)
-    stage = Stage("compare", args, {"model": fingerprint(path), "prompts": digest(talks)}, marker=None)
-    if stage.finished:
-        return stage.folder
-    with stage:
-        data = Path(args.data) if args.own_pairs else stage.folder / "pairs.jsonl"
+    tokenizer = models.load_tokenizer(path)
+    talks = all_prompts(args, tokenizer)
+
+    import plots  # torch is loaded from here on: what can be wrong above has been said
+    from backbone import add_adapter, load_backbone
+    from common import runs
+    from scoring import reward_head, text_of
+
+    inputs = {"model": fingerprint(path), "prompts": runs.digest(talks)}
+    run = runs.Run(args, stage="compare", inputs=inputs, marker=None)
+    if run.finished:
+        return run.folder
+    with run:
+        data = Path(args.data) if args.own_pairs else run.folder / "pairs.jsonl"
         if not data.exists():
             make_pairs(args, path, tokenizer, talks, data)
-            free_memory()
-        demo = ["--demo"] if args.model == DEMO_MODEL else []
-        common = ["--model", args.model, "--quantization", args.quantization, "--data", str(data), "--reuse"]
-        common += ["--max_new_tokens", str(args.max_new_tokens), "--max_prompt_length", str(args.max_prompt_length)]
-        common += ["--eval_ratio", str(args.eval_ratio), "--split_seed", str(args.split_seed)]
-        common += ["--config", args.reward_config] if args.reward_config else []
-        reward_folder = train_reward.main([*demo, *common])
+            device.empty_cache()
+        reward_folder = train_judge(args, data)
         reward, ids = read_reward(reward_folder, path), held_out(args, data, tokenizer)
-        seen = read_record(stage.folder, "compare.json") or {"rows": [], "best_of_n": []}
+        seen = read_json(run.folder / "compare.json") or {"rows": [], "best_of_n": []}
         rows, best = seen["rows"], seen["best_of_n"]
 
         def judged():
-            free_memory()
-            return add_adapter(load_backbone(path, args), "reward", reward_folder).eval()
+            device.empty_cache()
+            model = add_adapter(load_backbone(path, args), "reward", reward_folder).eval()
+            return model, reward_head(reward_folder, model.device)
 
         def write():
-            write_json(stage.folder / "compare.json", {"rows": rows, "best_of_n": best})
-            text = table(rows, best, not args.own_pairs)
-            replace_text(stage.folder / "compare.md", text + "\n")
-            plot(rows, best, stage.folder / "compare.png", not args.own_pairs)
-            return text
+            write_json(run.folder / "compare.json", {"rows": rows, "best_of_n": best})
+            header, cells = plots.table(rows, best, not args.own_pairs)
+            replace_text(run.folder / "compare.md", plots.markdown(header, cells) + "\n")
+            plots.plot(rows, best, run.folder / "compare.png", not args.own_pairs)
+            return text_table(header, cells)
 
         if not best:
-            model = judged()
-            head = reward_head(reward_folder, model.device)
+            model, head = judged()
             start = {"method": "sft", "seed": args.seed, "update": 0}
             rows.append(start | measure(model, None, head, reward, tokenizer, ids, args))
-            args.temperature, args.eos_penalty, args.batch_size = 1.0, 1.0, 64
-            answers, scores = sample(model, head, reward, tokenizer, ids, args)
+            answers, scores = best_of_n.sample(model, head, reward, tokenizer, ids, args.n, args.max_new_tokens)
             golds = [[gold(text_of(tokenizer, each)) for each in group] for group in answers]
-            best += [
-                {"n": r["n"], "kl": r["kl"], "proxy": r["score"], "gold": r["other"]} for r in curve(scores, golds)
-            ]
+            for row in best_of_n.curve(scores, golds):
+                best.append({"n": row["n"], "kl": row["kl"], "proxy": row["score"], "gold": row["other"]})
             del model
         text = write()
         for method, seed, snapshots in train_policies(args, data, reward_folder):
             done = {row["update"] for row in rows if (row["method"], row["seed"]) == (method, seed)}
-            model = judged() if done != {update for update, _ in snapshots} else None
+            model, head = judged() if done != {update for update, _ in snapshots} else (None, None)
             for update, adapter in snapshots:
                 if update in done:
                     continue
                 model = add_adapter(model, "policy", adapter).eval()
-                head = reward_head(reward_folder, model.device)
                 found = measure(model, "policy", head, reward, tokenizer, ids, args)
                 model.delete_adapter("policy")
                 rows.append({"method": method, "seed": seed, "update": update} | found)
-                print(f"{method} seed {seed} update {update}: KL {found['kl']:.2f}, proxy {found['proxy']:.2f}, "
-                      f"gold {found['gold']:.2f}")  # fmt: skip
+                print(
+                    f"{method} seed {seed} update {update}: KL {found['kl']:.2f}, proxy {found['proxy']:.2f}, "
+                    f"gold {found['gold']:.2f}"
+                )
             del model
-            free_memory()
+            device.empty_cache()
             text = write()  # after each run, so that what was measured is there to be looked at, and is kept
     held = reward["held_out"]
     print(f"\nreward model: accuracy {held['accuracy']:.2f} on {held['pairs']} held-out pairs\n{text}")
-    return stage.folder
+    return run.folder
 
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ JSON and JSONL are told apart by what is in the file, whatever it is called. Lay
 
 import argparse
 import json
-import os
 import random
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import tables
 from common.cli import arg
+from common.files import new_file, write_lines
+from common.paths import load_env
+from common.rows import default_source, hold_out, read
+from prompt import encode, prompt_ids
 
 HUB_NAME = "trl-lib/ultrafeedback_binarized"  # what is read where no --data and no local folder is
 # A pair is dropped for the first of these that is true of it.
@@ -33,8 +35,6 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 # <|im_end|> inside a text would end a turn in the middle of it: tokenizers take the text for the token.
 CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
-# Said, and not left to the chat template: without one Qwen's and SmolLM2's each put in a text of their own.
-SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 
 
 @dataclass
@@ -119,15 +119,15 @@ def parse_pair(row):
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def read_pairs(source=None):
+def read_rows(source=None):
     """The usable pairs of a source, as dicts of `parse_pair`, and a report.
 
     source: see the module's docstring; None: RLHF_PPO_DATA_DIR or DATA_DIR/rlhf_ppo if it exists, else the hub.
     Report: source, rows, kept, dropped (reason -> count), problems (text).
     Raises SystemExit where the source cannot be read or no pair is usable.
     """
-    source = str(source or tables.default_source(HUB_NAME))
-    raw, pairs, dropped, problems = list(tables.read(source, "pairs")), [], Counter(), []
+    source = str(source or default_source(HUB_NAME))
+    raw, pairs, dropped, problems = list(read(source, "pairs")), [], Counter(), []
     columns = {name for row in raw if isinstance(row, dict) for name in row}
     for name in ("chosen", "rejected"):
         if raw and columns and name not in columns:
@@ -148,7 +148,7 @@ def read_pairs(source=None):
 
 
 def format_report(report):
-    """The report of `read_pairs` as text."""
+    """The report of `read_rows` as text."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
     line = f"{report['source']}: {report['rows']:,} pairs, {report['kept']:,} kept"
     return "\n".join([line + (f"; dropped: {reasons}" if reasons else ""), *report["problems"]])
@@ -158,15 +158,9 @@ def key_of(messages):
     return json.dumps(messages, ensure_ascii=False)
 
 
-def split_pairs(pairs, ratio, seed):
+def split(pairs, ratio, seed):
     """(training pairs, held-out pairs). Pairs with the same prompt stay on one side, so nothing leaks."""
-    if not 0 < ratio < 1:
-        raise SystemExit(f"--eval_ratio {ratio}: expected a share between 0 and 1, as 0.1.")
-    prompts = list(dict.fromkeys(key_of(pair["prompt"]) for pair in pairs))
-    if len(prompts) < 2:
-        raise SystemExit(f"{len(prompts)} different prompt: one to train on and one to hold out are needed at least.")
-    random.Random(seed).shuffle(prompts)
-    held = set(prompts[: min(max(1, round(len(prompts) * ratio)), len(prompts) - 1)])
+    held = hold_out((key_of(pair["prompt"]) for pair in pairs), ratio, seed)
     sides = {True: [], False: []}
     for pair in pairs:
         sides[key_of(pair["prompt"]) in held].append(pair)
@@ -175,75 +169,41 @@ def split_pairs(pairs, ratio, seed):
 
 def load_splits(args):
     """Read, report and split: (training pairs, held-out pairs) of a script's flags."""
-    pairs, report = read_pairs(args.data)
+    pairs, report = read_rows(args.data)
     print(format_report(report))
-    return split_pairs(pairs[: args.max_pairs], args.eval_ratio, args.split_seed)
+    return split(pairs[: args.max_pairs], args.eval_ratio, args.split_seed)
 
 
 # -- tokens
 
 
-def token_ids(tokenizer, texts):
-    """Token ids of texts, without special tokens."""
-    return [text.ids for text in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def prompt_texts(tokenizer, prompts):
-    """Each prompt (messages) in the model's chat template, up to where the assistant begins to write."""
-    talks = [messages if messages[0]["role"] == "system" else [SYSTEM, *messages] for messages in prompts]
-    return [tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False) for talk in talks]
-
-
-def prompt_ids(tokenizer, prompts):
-    """Token ids of each prompt. Every script calls this, so training and inference cannot drift apart."""
-    return token_ids(tokenizer, prompt_texts(tokenizer, prompts))
-
-
-def cut_at_eos(ids, eos):
-    """Up to and with the first eos; all of it if there is none. Found by position: a pad id may be a real token, too."""
-    return ids[: ids.index(eos) + 1] if eos in ids else ids
-
-
-def rm_ids(prompt, response, eos):
-    """What the reward model reads: the prompt, then the response up to and with its eos, and nothing behind it.
-
-    The one place where this is decided, for reward training, its evaluation, PPO, GRPO, best-of-n and inference. A chat
-    template ends a turn with eos AND a line break; a reward model trained on that reads its score at the line break,
-    which no sampled response has: the same texts then score 4.5 with it and 0.5 without.
-    """
-    return list(prompt) + cut_at_eos(list(response), eos)
-
-
 def encode_pairs(pairs, tokenizer, max_prompt_length, max_length, name):
-    """Pairs as dicts of token ids: prompt, chosen, rejected (both sides without the prompt, with eos at the end).
-
-    Pairs that are too long are dropped and counted, never cut: a cut answer has no end, and the end is what is scored.
-    """
-    prompts = prompt_ids(tokenizer, [pair["prompt"] for pair in pairs])
-    sides = [token_ids(tokenizer, [pair[side] for pair in pairs]) for side in ("chosen", "rejected")]
-    rows, eos = [], [tokenizer.eos_token_id]
-    for prompt, chosen, rejected in zip(prompts, *sides, strict=True):
-        if len(prompt) <= max_prompt_length and len(prompt) + max(len(chosen), len(rejected)) < max_length:
-            rows.append({"prompt": prompt, "chosen": chosen + eos, "rejected": rejected + eos})
+    """Pairs as `prompt.encode` makes them. Pairs that are too long are dropped and counted, never cut: a cut answer has no
+    end, and the end is what is scored."""
+    rows = [
+        row
+        for row in encode(tokenizer, pairs)
+        if len(row["prompt"]) <= max_prompt_length
+        and len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"])) <= max_length
+    ]
+    limits = f"--max_prompt_length {max_prompt_length}", f"--max_length {max_length}"
     if len(rows) < len(pairs):
-        print(
-            f"{name}: {len(pairs) - len(rows):,} over --max_prompt_length {max_prompt_length} or --max_length {max_length} dropped"
-        )
+        print(f"{name}: {len(pairs) - len(rows):,} over {' or '.join(limits)} dropped")
     if not rows:
-        raise SystemExit(f"{name}: no pair fits in --max_prompt_length {max_prompt_length}, --max_length {max_length}.")
+        raise SystemExit(f"{name}: no pair fits in {', '.join(limits)}.")
     return rows
 
 
 def encode_prompts(pairs, tokenizer, max_prompt_length, name):
     """(prompts as messages, their token ids): the different prompts of the pairs that are not too long."""
-    prompts = list({key_of(pair["prompt"]): pair["prompt"] for pair in pairs}.values())
+    pairs = list({key_of(pair["prompt"]): pair for pair in pairs}.values())
     both = [
-        (prompt, ids)
-        for prompt, ids in zip(prompts, prompt_ids(tokenizer, prompts), strict=True)
+        (pair["prompt"], ids)
+        for pair, ids in zip(pairs, prompt_ids(tokenizer, pairs), strict=True)
         if len(ids) <= max_prompt_length
     ]
-    if len(both) < len(prompts):
-        print(f"{name}: {len(prompts) - len(both):,} over --max_prompt_length {max_prompt_length} dropped")
+    if len(both) < len(pairs):
+        print(f"{name}: {len(pairs) - len(both):,} over --max_prompt_length {max_prompt_length} dropped")
     if not both:
         raise SystemExit(f"{name}: none fits in --max_prompt_length {max_prompt_length} tokens.")
     return [list(each) for each in zip(*both, strict=True)]
@@ -268,12 +228,10 @@ def main(argv=None):
     parser.add_argument("--check", metavar="FILE", nargs="?", help="what to read (default: as train.py without --data)")
     parser.add_argument("--out", type=Path, metavar="X.jsonl", help="write the kept pairs to this new file")
     args = parser.parse_args(argv)
-    if args.out and args.out.exists():
-        raise SystemExit(f"{args.out} exists and is not overwritten: give another name, or move it away.")
-    from common.paths import load_env
-
+    if args.out:
+        new_file(args.out)
     load_env()
-    pairs, report = read_pairs(args.check)
+    pairs, report = read_rows(args.check)
     print(format_report(report))
     turns = Counter(len(pair["prompt"]) for pair in pairs)
     longer = sum(len(pair["chosen"]) > len(pair["rejected"]) for pair in pairs)
@@ -284,10 +242,8 @@ def main(argv=None):
         lengths = sorted(len(pair[name]) for pair in pairs)
         print(f"{name}: {lengths[len(lengths) // 2]:,} characters in the middle, {lengths[-1]:,} at most")
     if args.out:
-        new = args.out.with_name(f".{args.out.name}.{os.getpid()}.new")
         try:
-            new.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
-            os.replace(new, args.out)
+            write_lines(args.out, pairs)
         except OSError as error:
             raise SystemExit(f"{args.out} cannot be written: {error.strerror}.") from None
         print(f"{len(pairs):,} pairs written to {args.out}")

@@ -5,106 +5,96 @@ Named runs:      python infer.py --ppo outputs/rlhf_ppo/ppo/RUN --grpo outputs/r
 A file of them:  python infer.py --file prompts.txt
 """
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from backbone import (
-    BackboneArgs,
-    add_adapter,
-    answers_of,
-    check_quantization,
-    judge,
-    load_backbone,
-    read_reward,
-    reward_head,
-    sft_model,
-    show_examples,
-)
+from common import models
 from common.cli import arg, parse
-from common.models import load_tokenizer
+from common.files import read_json, write_lines
 from common.paths import output_dir
-from common.runs import read_record, replace_text
-from common.tables import text_lines
-from data import prompt_ids
-from stage import flags, latest
+from common.rows import text_lines
+from prompt import prompt_ids
+from stage import check_quantization, read_reward, show_examples
 
 DEFAULTS = dict(
-    model="",  # the SFT model that the runs were trained from
     max_new_tokens=256,
     temperature=0.0,  # 0: always the likeliest token; 0.7: some variety
     seed=3407,
 )
 
-Args = flags(
-    "Args",
-    DEFAULTS,
-    (BackboneArgs,),
-    prompt=(str | None, arg(None, "one prompt (default: a question about cats)")),
-    file=(str | None, arg(None, "a text file (UTF-8), one prompt a line; answers go to --out")),
-    out=(str | None, arg(None, "where the answers of --file go, as JSON lines (default: FILE.answers.jsonl)")),
-    ppo=(str | None, arg(None, "a run of train_ppo.py (default: the newest finished one)")),
-    grpo=(str | None, arg(None, "a run of train_grpo.py (default: the newest finished one, if it fits)")),
-    reward=(str | None, arg(None, "the reward model (default: the one that the policy was trained with)")),
-)
+
+@dataclass
+class Args:
+    prompt: str | None = arg(None, "one prompt (default: a question about cats)")
+    file: str | None = arg(None, "a text file (UTF-8), one prompt a line; answers go to --out")
+    out: str | None = arg(None, "where the answers of --file go, as JSON lines (default: FILE.answers.jsonl)")
+    ppo: str | None = arg(None, "a run of train_ppo.py (default: the newest finished one)")
+    grpo: str | None = arg(None, "a run of train_grpo.py (default: the newest finished one, if it fits)")
+    reward: str | None = arg(None, "the reward model (default: the one that the policy was trained with)")
+    model: str | None = arg(None, "the SFT model that the runs were trained from (default: the one that they name)")
+    bf16: bool | None = arg(None, "compute in bfloat16 (default: where the hardware has it, else float32)")
 
 
 def policies(args):
-    """{name: folder} of the policies to ask, with what they were trained from: (model, reward, quantization)."""
+    """{name: finished run} of the policies to ask, all trained from the same SFT model."""
     found = {}
     for name in ("ppo", "grpo"):
         given = getattr(args, name)
-        if given:
-            found[name] = Path(given).expanduser()
-            if not (found[name] / "adapter_config.json").is_file():
-                raise SystemExit(f"{found[name]} holds no finished run of train_{name}.py (no adapter_config.json).")
-        elif list(output_dir().glob(f"{name}/*/adapter_config.json")):
-            found[name] = latest(name)
+        if not given and not list(output_dir().glob(f"{name}/*/adapter_config.json")):
+            continue
+        folder = Path(given).expanduser() if given else models.latest(name)
+        record, first = read_json(folder / "run.json"), next(iter(found.values()), None)
+        comparable = not first or record.get("inputs", {}).get("model") == first.record["inputs"]["model"]
+        if not comparable and not given:
+            continue  # merely the newest one
+        run = models.open_run(folder, args.model or record.get("arguments", {}).get("model"), record=True)
+        if record.get("stage") != name:
+            raise SystemExit(f"{folder} is no run of train_{name}.py.")
+        if not comparable:
+            raise SystemExit(f"{first.adapter} and {folder} were trained from different models.")
+        found[name] = run
     if not found:
         raise SystemExit(
             f"no finished run of PPO or GRPO in {output_dir()}: run train.py first, or name one with --ppo."
         )
-    records = {name: read_record(folder) for name, folder in found.items()}
-    first = next(iter(records))
-    for name, record in records.items():
-        if record["inputs"]["model"] != records[first]["inputs"]["model"]:
-            if getattr(args, name):
-                raise SystemExit(f"{found[first]} and {found[name]} were trained from different models.")
-            del found[name]  # merely the newest one: not comparable
-    return found, records[first]["arguments"]
+    return found
 
 
 def main(argv=None):
-    args = parse(__file__, DEFAULTS, {}, (Args,), argv=argv)
-    check_quantization(args)
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     texts, out = [args.prompt or "Why do cats purr?"], None
     if args.file:
         texts, out = text_lines(args.file, args.out, "prompt")
-    found, trained = policies(args)
-    path = sft_model(args.model or trained["model"])
-    folder = args.reward or trained["reward"]
-    reward, tokenizer = read_reward(folder, path), load_tokenizer(path)
-    args.quantization = trained["quantization"]
+    found = policies(args)
+    run = next(iter(found.values()))
+    args.quantization = run.arguments["quantization"]
+    check_quantization(args)
+    folder = args.reward or run.arguments["reward"]
+    reward, tokenizer = read_reward(folder, run.base), models.load_tokenizer(run.base)
+
     from transformers import set_seed
 
+    from backbone import WHOLE, add_adapter, load_backbone
+    from scoring import examples, reward_head
+
     set_seed(args.seed)
-    model = add_adapter(load_backbone(path, args), "reward", folder)
-    for name, adapter in found.items():
-        model = add_adapter(model, name, adapter)
-        print(f"{name}: {adapter}")
+    model = add_adapter(load_backbone(run.base, args), "reward", folder)
+    for name, each in found.items():
+        model = add_adapter(model, name, each.adapter)
+        print(f"{name}: {each.adapter}")
     model.eval()
-    talks = [[{"role": "user", "content": text}] for text in texts]
-    prompts, columns = prompt_ids(tokenizer, talks), {}
-    how = dict(temperature=args.temperature, top_k=0, top_p=1.0) if args.temperature else {}
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
+    prompts, columns = prompt_ids(tokenizer, rows, run.texts), {}
+    how = WHOLE | dict(temperature=args.temperature) if args.temperature else {}
+    head = reward_head(folder, model.device)
     for name in (None, *found):
-        ids = answers_of(model, name, tokenizer, prompts, args.max_new_tokens, **how)
-        scores = judge(model, reward_head(folder, model.device), reward, tokenizer, prompts, ids)
-        answers = [tokenizer.decode(each, skip_special_tokens=True).strip() for each in ids]
-        columns[name or "sft"] = [{"answer": a, "score": s} for a, s in zip(answers, scores, strict=True)]
+        columns[name or "sft"] = examples(model, name, head, reward, tokenizer, prompts, args.max_new_tokens, **how)
     if not out:
-        return show_examples(talks, **columns)
-    lines = [{"prompt": text} | {name: each[i] for name, each in columns.items()} for i, text in enumerate(texts)]
-    replace_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    print(f"{len(lines)} prompts answered: {out}")
+        return show_examples([row["prompt"] for row in rows], **columns)
+    write_lines(
+        out, [{"prompt": text} | {name: each[i] for name, each in columns.items()} for i, text in enumerate(texts)]
+    )
+    print(f"{len(texts)} prompts answered: {out}")
 
 
 if __name__ == "__main__":

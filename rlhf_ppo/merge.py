@@ -10,20 +10,19 @@ One command:  python merge.py --adapter outputs/alpaca/20261122-101500
 """
 
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from backbone import fingerprint
+from common import hub, models
 from common.cli import arg, parse
-from common.models import load_tokenizer
-from common.paths import check_disk, resolve_model
-from stage import Stage, StageArgs
+from common.files import read_json
+from common.paths import check_disk, command
+from stage import StageArgs, fingerprint
 
 DEFAULTS = dict(
-    model=None,  # the base that the adapter's adapter_config.json names
+    model=None  # the base that the adapter's adapter_config.json names
 )
 
 
@@ -41,7 +40,7 @@ def merge(adapter: Path, base: Path, folder: Path):
 
     model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-    tokenizer = load_tokenizer(adapter if (adapter / "tokenizer_config.json").is_file() else base)
+    tokenizer = models.load_tokenizer(adapter if (adapter / "tokenizer_config.json").is_file() else base)
     new = folder / ".merged.new"
     shutil.rmtree(new, ignore_errors=True)
     merged.to(torch.bfloat16).save_pretrained(new)
@@ -53,30 +52,32 @@ def merge(adapter: Path, base: Path, folder: Path):
 
 
 def main(argv=None) -> Path:
-    args = parse(__file__, DEFAULTS, {}, (Args,), argv=argv)
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     if not args.adapter:
         raise SystemExit("--adapter FOLDER is needed: the SFT run to merge. A whole model needs no merging.")
     adapter = Path(args.adapter).expanduser()
     if not (adapter / "adapter_config.json").is_file():
         raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that the SFT named.")
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    base = resolve_model(args.model or settings["base_model_name_or_path"])
+    base = hub.resolve_model(args.model or read_json(adapter / "adapter_config.json")["base_model_name_or_path"])
     weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     inputs = {"base": fingerprint(base), "adapter": digest_adapter(adapter)}
-    stage = Stage("merged", args, inputs)
-    if stage.finished:
-        return stage.folder
-    check_disk(stage.folder.parent, 2 * weights, "the merged model")
+
+    from common import runs  # torch is loaded from here on: what can be wrong above has been said
+
+    run = runs.Run(args, stage="merged", inputs=inputs)
+    if run.finished:
+        return run.folder
+    check_disk(run.folder.parent, 2 * weights, "the merged model")
     if (adapter / "prompt_template.txt").is_file():
         print(
             "note: this SFT was trained in the alpaca template; the stages here ask in the chat template. An SFT from "
             "alpaca/train_chat_template.py or domain_mix/ fits better."
         )
-    with stage:
-        merge(adapter, base, stage.folder)
-        stage.note(fingerprint=fingerprint(stage.folder))
-    print(f"Next: python train_reward.py --model {stage.folder}")
-    return stage.folder
+    with run:
+        merge(adapter, base, run.folder)
+        run.note(fingerprint=fingerprint(run.folder))
+    print(f"Next: {command('train_reward.py', '--model', run.folder)}")
+    return run.folder
 
 
 def digest_adapter(adapter: Path) -> str:

@@ -23,21 +23,17 @@ import merge
 import train_grpo
 import train_ppo
 import train_reward
-
+from common import device
 from common.cli import arg, parse
-from common.paths import DEMO_MODEL
-from common.runs import read_record
-from stage import free_memory
+from common.files import read_json
+from common.paths import DEMO_MODEL, command
 
 DEFAULTS = dict(
     model="Qwen/Qwen2.5-0.5B-Instruct",  # small: PPO samples as much as it trains
     quantization="none",  # 4bit: a 7B backbone on a 16 GB card
     grpo=False,
 )
-DEMO = dict(
-    model=DEMO_MODEL,
-    grpo=True,
-)
+DEMO = dict(model=DEMO_MODEL, grpo=True)
 
 
 @dataclass
@@ -55,14 +51,14 @@ class Args:
 
 def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
+    args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
     began = time.time()
     demo = ["--demo"] if "--demo" in argv else []
 
     def stage(title, module, flags, config=None):
         print(f"\n== {title} ({time.time() - began:.0f} s)", flush=True)
         folder = module.main([*flags, "--reuse", *(["--config", config] if config else [])])
-        free_memory()
+        device.empty_cache()
         return folder
 
     model = args.model
@@ -79,15 +75,15 @@ def main(argv=None):
     if args.grpo:
         made["grpo"] = stage("GRPO", train_grpo, common, args.grpo_config)
 
-    held = read_record(reward)["held_out"]
+    held = read_json(reward / "run.json")["held_out"]
     print(f"\n== done in {time.time() - began:.0f} s")
     print(f"reward model: accuracy {held['accuracy']:.2f} on {held['pairs']} held-out pairs   {reward}")
     for name, folder in made.items():
-        record = read_record(folder)
+        record = read_json(folder / "run.json")
         before, after = (sum(e["score"] for e in record[k]) / len(record[k]) for k in ("before", "after"))
         shown = len(record["after"])
         print(f"{name}: score of {shown} held-out answers {before:+.2f} before, {after:+.2f} after   {folder}")
-    print("Ask them: python infer.py --prompt 'Why do cats purr?'")
+    print(f"Ask them: {command('infer.py', '--prompt', 'Why do cats purr?')}")
 
 
 if __name__ == "__main__":

@@ -24,34 +24,16 @@ import math
 import random
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from backbone import (
-    PROJECTIONS,
-    BackboneArgs,
-    add_adapter,
-    examples,
-    fingerprint,
-    load_backbone,
-    ready,
-    response_logprobs,
-    response_states,
-    reward_head,
-    rows_at_once,
-    save_adapter,
-    score_rows,
-    show_course,
-    show_examples,
-    update_needs,
-)
+from common import device, models
 from common.cli import arg, parse
-from common.evaluation import generate
-from common.fast import fuse_lora
-from common.memory import estimate
-from common.paths import DEMO_MODEL
-from common.runs import peak_memory
-from data import DataArgs, cut_at_eos, encode_prompts, load_splits, prompts_of_update, rm_ids
-from stage import Stage, StageArgs, digest, flags
+from common.paths import DEMO_MODEL, command
+from data import DataArgs, encode_prompts, load_splits, prompts_of_update
+from estimate import minibatch_size, rows_at_once, show_estimate
+from prompt import cut_at_eos, rm_ids
+from stage import PROJECTIONS, LoopArgs, fingerprint, ready, show_course, show_examples, tidy
 
 HERE = Path(__file__).resolve().parent
 
@@ -93,15 +75,12 @@ DEMO = dict(
 )
 
 
-Args = flags(
-    "Args",
-    DEFAULTS,
-    (BackboneArgs, DataArgs, StageArgs),
-    reward=(str | None, arg(None, "the reward model's folder (default: the newest run of train_reward.py)")),
-    gradient_checkpointing=(bool, arg(False, "keep a layer's input only and compute it again: less memory, slower")),
-    show_answers=(int, arg(4, "held-out prompts answered before and after")),
-    estimate=(bool, arg(False, "print which cards the run fits on, what would make it fit, and end")),
-)
+@dataclass
+class Args(LoopArgs, DataArgs):
+    reward: str | None = arg(None, "the reward model's folder (default: the newest run of train_reward.py)")
+    gradient_checkpointing: bool = arg(False, "keep a layer's input only and compute it again: less memory, slower")
+    show_answers: int = arg(4, "held-out prompts answered before and after")
+    estimate: bool = arg(False, "print which cards the run fits on, what would make it fit, and end")
 
 
 # -- the formulas, all on tensors (B, T): B answers of up to T tokens, mask 1 at an answer's tokens, eos included
@@ -123,14 +102,9 @@ def token_rewards(logprobs, ref_logprobs, scores, mask, kl_coef):
 
     The KL estimate is the plain difference (k1): in a reward it must be right on average, and may be negative once.
     """
-    import torch
-
     rewards = -kl_coef * (logprobs - ref_logprobs) * mask
-    last = mask.sum(1).long() - 1
-    rewards[torch.arange(len(rewards), device=rewards.device), last] += (
-        scores  # not at T - 1: behind the eos is padding, which has no gradient
-    )
-    return rewards
+    last = mask.sum(1).long() - 1  # not T - 1: behind the eos is padding, which has no gradient
+    return rewards.scatter_add(1, last[:, None], scores[:, None])
 
 
 def gae(rewards, values, mask, gamma, lam):
@@ -141,10 +115,7 @@ def gae(rewards, values, mask, gamma, lam):
     After the last token nothing follows: no V is added there, also where the answer was cut off at its longest, which is
     what eos_penalty is for. Returns are A + V with A before any normalisation: they have the score's units.
     """
-    import torch
-
-    advantages, ahead = torch.zeros_like(rewards), torch.zeros(len(rewards), device=rewards.device)
-    next_value = torch.zeros_like(ahead)
+    advantages, ahead, next_value = rewards.new_zeros(rewards.shape), 0.0, 0.0
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         ahead = (delta + gamma * lam * ahead) * mask[:, t]  # 0 at padding, so that the last token's A sees none of it
@@ -194,14 +165,18 @@ class Backbone:
         from peft import LoraConfig, get_peft_model
         from transformers import set_seed
 
+        from backbone import add_adapter, load_backbone
+        from common.speed import lora
+        from scoring import reward_head
+
         set_seed(args.seed)  # LoRA's A is random
         # Dropout 0: with it the same tokens would have other log-probabilities in the update than in the rollout.
-        lora = dict(lora_dropout=0.0, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
-        policy = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, **lora)
+        shared = dict(task_type="CAUSAL_LM", lora_dropout=0.0, target_modules=PROJECTIONS)
+        policy = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, **shared)
         self.model = get_peft_model(load_backbone(path, args), policy, "policy")
         add_adapter(self.model, "reward", reward_folder)
         judge = self.model.peft_config["reward"]
-        self.model.add_adapter("value", LoraConfig(r=judge.r, lora_alpha=judge.lora_alpha, **lora))
+        self.model.add_adapter("value", LoraConfig(r=judge.r, lora_alpha=judge.lora_alpha, **shared))
         self.head = reward_head(reward_folder, self.model.device)
         self.mean, self.std = reward["sft_mean"], reward["sft_std"]
         # The value model begins as the reward model, in the same units: (score - mean) / std is linear, too.
@@ -211,7 +186,7 @@ class Backbone:
         for name, parameter in self.model.named_parameters():
             if ".value." in name:
                 parameter.data.copy_(self.model.get_parameter(name.replace(".value.", ".reward.")).data)
-        fuse_lora(self.model, mlp=False)  # half of the kernels; W x alone stays W x, so that KL is exactly 0 at first
+        lora.fuse(self.model, mlp=False)  # half of the kernels; W x alone stays W x, so that KL is exactly 0 at first
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         named = list(self.model.named_parameters())
@@ -237,6 +212,8 @@ class Backbone:
     def values(self, prompts, responses, pad):
         """V before every response token, flat (N,): what score does the value model expect at this point? The adapter
         "value" must be the active one."""
+        from backbone import response_states
+
         return self.value_head(response_states(self.model, prompts, responses, pad).float())[:, 0]
 
 
@@ -249,11 +226,8 @@ def slices(count, size):
 
 def fill(mask, rows, flat):
     """Flat values of some rows' tokens as a (len(rows), T) tensor, 0 at padding."""
-    import torch
-
-    made = torch.zeros_like(mask[rows])
-    made[mask[rows].bool()] = flat
-    return made
+    mask = mask[rows]
+    return mask.new_zeros(mask.shape).masked_scatter(mask.bool(), flat)
 
 
 def rollout(backbone, tokenizer, prompts, args, kl_coef):
@@ -263,15 +237,17 @@ def rollout(backbone, tokenizer, prompts, args, kl_coef):
     """
     import torch
 
-    began = time.time()
-    model, pad, eos = backbone.model, tokenizer.pad_token_id, tokenizer.eos_token_id
-    backbone.use("policy")
-    model.eval()
+    from backbone import WHOLE, answers_of, response_logprobs
+    from scoring import score_rows
+
+    began, model = time.time(), backbone.model.eval()
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     # The whole distribution: with top_k or top_p the sampled one would not be the one that is scored.
-    how = dict(backend="hf", return_ids=True, temperature=args.temperature, top_k=0, top_p=1.0)
-    responses = generate(model, tokenizer, prompts, args.max_new_tokens, len(prompts), **how)
+    how = WHOLE | dict(temperature=args.temperature)
+    responses = answers_of(model, "policy", tokenizer, prompts, args.max_new_tokens, len(prompts), **how)
     responses = [cut_at_eos(response, eos) for response in responses]
     sampled = time.time() - began
+    backbone.use("policy")
     mask = response_mask(responses).to(model.device)
     batches = slices(len(prompts), args.micro_batch_size)
 
@@ -321,7 +297,7 @@ def rollout(backbone, tokenizer, prompts, args, kl_coef):
 
 def optimize(backbone, optimizer, roll, pad, args, update):
     """Passes over a rollout: epochs x minibatches optimizer steps. Returns metrics, means over the steps."""
-    import torch
+    from torch.nn.utils import clip_grad_norm_
 
     backbone.model.train()  # gradient checkpointing needs it; without dropout both modes compute the same
     began, count, seen = time.time(), len(roll["prompts"]), []
@@ -333,7 +309,7 @@ def optimize(backbone, optimizer, roll, pad, args, update):
         for minibatch in (order[start : start + size] for start in range(0, count, size)):
             step = minibatch_gradients(backbone, roll, minibatch, pad, args, update > args.value_warmup)
             for name, parameters in (("policy", backbone.policy_parameters), ("value", backbone.value_parameters)):
-                step[f"grad_{name}"] = torch.nn.utils.clip_grad_norm_(parameters.values(), args.max_grad_norm)
+                step[f"grad_{name}"] = clip_grad_norm_(parameters.values(), args.max_grad_norm)
             # One gradient that is not a number, and every weight is none: such a step is left out.
             if all(step[f"grad_{name}"].isfinite() for name in ("policy", "value") if f"grad_{name}" in step):
                 optimizer.step()
@@ -346,12 +322,12 @@ def minibatch_gradients(backbone, roll, minibatch, pad, args, policy_on=True):
     """Backward passes of one minibatch (indices into the rollout): first all of the policy's, then all of the value
     model's, so that adapters are switched twice a minibatch. Each micro-batch adds its sum over tokens divided by the
     minibatch's tokens: the same gradient however it is cut."""
-    import torch
+    from backbone import response_logprobs
 
     batches = [[minibatch[i] for i in rows] for rows in slices(len(minibatch), args.micro_batch_size)]
     tokens = roll["mask"][minibatch].sum()
     sums = dict.fromkeys(("policy_loss", "approx_kl", "clip_fraction", "value_loss", "value_clip_fraction"), 0.0)
-    ratios = [torch.ones(1, device=tokens.device)]
+    sums |= {"ratio_max": tokens.new_ones(()), "ratio_error": tokens.new_zeros(())}
 
     def part(rows):
         """Prompts and answers of some rows, and what the rollout noted at their tokens, flat (N,)."""
@@ -366,10 +342,12 @@ def minibatch_gradients(backbone, roll, minibatch, pad, args, policy_on=True):
         loss = policy_losses(logprobs, old, noted("advantages"), args.clip).sum() / tokens
         loss.backward()
         d = (logprobs - old).detach()
-        ratios.append(d.exp())
+        ratio = d.exp()
         sums["policy_loss"] += loss.detach()
-        sums["approx_kl"] += (d.exp() - 1 - d).sum() / tokens  # from the policy that sampled, k3
-        sums["clip_fraction"] += ((d.exp() - 1).abs() > args.clip).sum() / tokens
+        sums["approx_kl"] += (ratio - 1 - d).sum() / tokens  # from the policy that sampled, k3
+        sums["clip_fraction"] += ((ratio - 1).abs() > args.clip).sum() / tokens
+        sums["ratio_max"] = sums["ratio_max"].maximum(ratio.max())
+        sums["ratio_error"] = sums["ratio_error"].maximum((ratio - 1).abs().max())
     backbone.use("value")  # all of the policy's graphs have had their backward pass
     for rows in batches:
         texts, noted = part(rows)
@@ -379,8 +357,7 @@ def minibatch_gradients(backbone, roll, minibatch, pad, args, policy_on=True):
         sums["value_loss"] += loss.detach()
         sums["value_clip_fraction"] += ((values - old).abs() > (args.value_clip or math.inf)).sum() / tokens
     backbone.use("policy")
-    ratio = torch.cat(ratios)
-    return sums | {"ratio_max": ratio.max(), "ratio_error": (ratio - 1).abs().max()}
+    return sums
 
 
 def summary(steps):
@@ -398,20 +375,23 @@ def adapted(kl_coef, kl, target, size, horizon=10_000):
 # -- the loop
 
 
+# Title of a plot: metric -> its label.
 PANELS = {
-    "score, in stds of the SFT model's": ["score", "rlhf_reward"],
-    "KL from the reference, nats an answer": ["kl", "kl_k3"],
-    "entropy, nats a token": ["entropy"],
-    "length, tokens": ["length"],
-    "explained variance of the value model": ["explained_variance"],
-    "share": ["eos_rate", "clip_fraction", "value_clip_fraction"],
+    "score, in stds of the SFT model's": {"score": "score", "rlhf_reward": "rlhf_reward"},
+    "KL from the reference, nats per answer": {"kl": "kl", "kl_k3": "kl_k3"},
+    "entropy, nats per token": {"entropy": "entropy"},
+    "length, tokens": {"length": "length"},
+    "explained variance of the value model": {"explained_variance": "explained_variance"},
+    "share": {name: name for name in ("eos_rate", "clip_fraction", "value_clip_fraction")},
 }
 
 
-def train(backbone, tokenizer, prompts, args, stage):
-    """Roll out, optimise, log, save; goes on from stage.checkpoint, bit for bit."""
+def train(backbone, tokenizer, prompts, args, run):
+    """Roll out, optimise, log, save; goes on from run.checkpoint, bit for bit."""
     import torch
     from tqdm import tqdm
+
+    from backbone import save_adapter
 
     trained = backbone.policy_parameters | backbone.value_parameters
     groups = [
@@ -421,7 +401,7 @@ def train(backbone, tokenizer, prompts, args, stage):
     # Explicit lists, since requires_grad follows the active adapter. eps: late, tiny gradients stay tiny steps.
     optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
     start, kl_coef, pad = 0, args.kl_coef, tokenizer.pad_token_id
-    if state := stage.load():
+    if state := run.load_state():
         start, kl_coef = state["step"], state["kl_coef"]
         optimizer.load_state_dict(state["optimizer"])
         for name, parameter in trained.items():
@@ -431,42 +411,44 @@ def train(backbone, tokenizer, prompts, args, stage):
         batch = prompts_of_update(prompts, update, args.rollout_size, args.seed)
         roll = rollout(backbone, tokenizer, batch, args, kl_coef)
         learnt = optimize(backbone, optimizer, roll, pad, args, update)
-        metrics = roll["metrics"] | learnt | {"kl_coef": kl_coef} | peak_memory()
+        metrics = roll["metrics"] | learnt | {"kl_coef": kl_coef} | device.peak_memory()
         kl_coef = adapted(kl_coef, metrics["kl"], args.kl_target, args.rollout_size)
-        stage.log(update, metrics)
+        run.log(update, tidy(metrics))
         bar.set_postfix(score=f"{metrics['score']:.2f}", kl=f"{metrics['kl']:.2f}", length=f"{metrics['length']:.0f}")
         if args.snapshot_every and update % args.snapshot_every == 0:
-            save_adapter(backbone.model, "policy", tokenizer, stage.folder / f"snapshot-{update}")
-        if update % args.save_every == 0 or stage.stop:
+            save_adapter(backbone.model, "policy", tokenizer, run.folder / f"snapshot-{update}")
+        if update % args.save_every == 0 or run.stop:
             weights = {name: parameter.detach().cpu() for name, parameter in trained.items()}
             state = {"weights": weights, "optimizer": optimizer.state_dict(), "kl_coef": kl_coef}
-            stage.save(update, state | {"mean": backbone.mean, "std": backbone.std})
-            stage.plot("ppo.png", PANELS)
-        stage.end_if_stopped()
-    stage.plot("ppo.png", PANELS)
+            run.save_state(update, state | {"mean": backbone.mean, "std": backbone.std})
+            run.plot("ppo.png", PANELS)
+        run.end_if_stopped()
+    run.plot("ppo.png", PANELS)
 
 
 def main(argv=None) -> Path:
-    args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
-    minibatch = math.ceil(args.rollout_size / args.minibatches)
+    args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
     if args.estimate:
-
-        def work(new, rows):
-            return update_needs(args, args.max_prompt_length + new, rows)
-
-        return estimate(args, args, "max_new_tokens", args.max_new_tokens, work, "micro_batch_size", minibatch)
-    path, reward, tokenizer = ready(args)
+        return show_estimate(args)
+    path, reward = ready(args)
     train_pairs, eval_pairs = load_splits(args)
+    tokenizer = models.load_tokenizer(path)
     _, prompts = encode_prompts(train_pairs, tokenizer, args.max_prompt_length, "training prompts")
     shown, ids = encode_prompts(eval_pairs[: args.show_answers], tokenizer, args.max_prompt_length, "held-out prompts")
-    stage = Stage("ppo", args, {"model": fingerprint(path), "reward": reward, "data": digest(prompts)})
-    if stage.finished:
-        return stage.folder
+
+    from backbone import save_adapter  # torch is loaded from here on: what can be wrong above has been said
+    from common import runs
+    from scoring import examples
+
+    inputs = {"model": fingerprint(path), "reward": reward, "data": runs.digest(prompts)}
+    run = runs.Run(args, stage="ppo", inputs=inputs, marker="state.pt")
+    if run.finished:
+        return run.folder
     # After the identity is taken: a run may go on on another card, with other pieces of the same batch.
     longest = max(map(len, prompts)) + args.max_new_tokens
-    args.micro_batch_size = args.micro_batch_size or rows_at_once(path, longest, minibatch, args)
-    with stage:
-        stage.note(micro_batch_size=args.micro_batch_size)
+    args.micro_batch_size = args.micro_batch_size or rows_at_once(path, longest, minibatch_size(args), args)
+    with run:
+        run.note(micro_batch_size=args.micro_batch_size)
         backbone = Backbone(path, args.reward, reward, args)
         sizes = [
             sum(p.numel() for p in each.values()) for each in (backbone.policy_parameters, backbone.value_parameters)
@@ -478,15 +460,15 @@ def main(argv=None) -> Path:
             f"trained: policy {sizes[0]:,}, value {sizes[1]:,} parameters, on one frozen backbone"
         )
         show = backbone.model, "policy", backbone.head, reward, tokenizer, ids, args.max_new_tokens
-        if not stage.checkpoint:
-            stage.note(before=examples(*show))
-        train(backbone, tokenizer, prompts, args, stage)
-        save_adapter(backbone.model, "policy", tokenizer, stage.folder)
-        stage.note(after=examples(*show))
-    show_examples(shown, before=stage.record["before"], after=stage.record["after"])
-    show_course(stage.metrics(), ("score", "rlhf_reward", "kl", "length", "eos_rate"))
-    print(f"Ask it: python infer.py --ppo {stage.folder} --reward {args.reward}")
-    return stage.folder
+        if not run.checkpoint:
+            run.note(before=examples(*show))
+        train(backbone, tokenizer, prompts, args, run)
+        save_adapter(backbone.model, "policy", tokenizer, run.folder)
+        run.note(after=examples(*show))
+    show_examples(shown, before=run.record["before"], after=run.record["after"])
+    show_course(run.metrics(), ("score", "rlhf_reward", "kl", "length", "eos_rate"))
+    print(f"Ask it: {command('infer.py', '--ppo', run.folder, '--reward', Path(args.reward))}")
+    return run.folder
 
 
 if __name__ == "__main__":

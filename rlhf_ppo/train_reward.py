@@ -6,7 +6,7 @@ last token. The chance that y_c is preferred to y_r is sigmoid(r(x, y_c) - r(x, 
     L = - log sigmoid(r_c - r_r) + c (r_c + r_r)^2
 
 The second, small term (c = 0.01) holds the scores around 0: the first knows differences only, and lets them drift.
-What departs from the usual script: one function (data.rm_ids) decides what is read, here and in PPO; lengths are
+What departs from the usual script: one function (prompt.rm_ids) decides what is read, here and in PPO; lengths are
 watched, since the cheapest way to tell good from bad is to count words; mean and spread of the scores on the SFT
 model's own answers are stored, and PPO scores in those units.
 
@@ -19,29 +19,16 @@ import math
 import random
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from backbone import (
-    PROJECTIONS,
-    BackboneArgs,
-    add_adapter,
-    answers_of,
-    check_quantization,
-    compute_dtype,
-    fingerprint,
-    load_backbone,
-    pad_right,
-    reward_head,
-    score_rows,
-    scores_of,
-    sft_model,
-)
+from common import device, models
 from common.cli import arg, parse
-from common.models import import_backend, load_tokenizer, widen_adapters
-from common.paths import DEMO_MODEL
-from common.runs import write_json
-from data import DataArgs, encode_pairs, load_splits, rm_ids
-from stage import Stage, StageArgs, digest, flags
+from common.files import write_json
+from common.paths import DEMO_MODEL, command
+from data import DataArgs, encode_pairs, load_splits
+from prompt import rm_ids
+from stage import PROJECTIONS, LoopArgs, check_quantization, fingerprint, sft_model, tidy
 
 HERE = Path(__file__).resolve().parent
 
@@ -51,7 +38,7 @@ DEFAULTS = dict(
     lora_alpha=16,  # alpha = r keeps the update's scale at 1
     learning_rate=1e-4,  # of LoRA and head; 1e-5 would be right for all weights
     epochs=1,  # a reward model overfits in the second: accuracy on its own pairs rises, on new ones it falls
-    batch_size=32,  # pairs an update
+    batch_size=32,  # pairs per update
     micro_batch_size=8,  # pairs at once; changes memory and speed, not the result
     warmup=0.03,  # share of the updates
     center=0.01,  # c above; 0 turns it off
@@ -74,12 +61,9 @@ DEMO = dict(
 )
 
 
-Args = flags(
-    "Args",
-    DEFAULTS,
-    (BackboneArgs, DataArgs, StageArgs),
-    gradient_checkpointing=(bool, arg(False, "keep a layer's input only and compute it again: less memory, slower")),
-)
+@dataclass
+class Args(LoopArgs, DataArgs):
+    gradient_checkpointing: bool = arg(False, "keep a layer's input only and compute it again: less memory, slower")
 
 
 def bradley_terry(chosen, rejected, center=0.0):
@@ -97,6 +81,8 @@ def side_rows(pairs, eos):
 
 def evaluate(model, head, pairs, tokenizer):
     """What is reported of a reward model, on pairs it has not seen."""
+    from scoring import score_rows
+
     rows = side_rows(pairs, tokenizer.eos_token_id)
     scores = score_rows(model, head, rows, tokenizer.pad_token_id)
     count = len(pairs)
@@ -131,19 +117,20 @@ def classifier(path, args):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, set_seed
 
-    import_backend("hf")  # before any model: it also chooses torch's attention
+    from backbone import NF4, compute_dtype
+
+    device.decide_backend("hf")  # before any model: it also chooses torch's attention
     set_seed(args.seed)  # head and LoRA's A are random
     dtype = compute_dtype(args)
-    nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    nf4 |= dict(llm_int8_skip_modules=["score"])  # the head is trained
+    four_bit = NF4 | dict(bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=["score"])  # the head is trained
     model = AutoModelForSequenceClassification.from_pretrained(
         str(path),
         num_labels=1,
         dtype=dtype,
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if args.quantization == "4bit" else None,
+        quantization_config=BitsAndBytesConfig(**four_bit) if args.quantization == "4bit" else None,
         device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
     )
-    lora = LoraConfig(
+    lora_config = LoraConfig(
         task_type="SEQ_CLS",
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -151,8 +138,8 @@ def classifier(path, args):
         target_modules=PROJECTIONS,
         modules_to_save=["score"],  # PEFT does it for SEQ_CLS anyway; unsaved, each reload would have a random head
     )
-    model = get_peft_model(model, lora)
-    widen_adapters(model)  # in bfloat16 an update of 1e-4 of a weight is rounded away
+    model = get_peft_model(model, lora_config)
+    models.widen_adapters(model)  # in bfloat16 an update of 1e-4 of a weight is rounded away
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
@@ -163,24 +150,27 @@ def head_of(model):
     return model.get_base_model().score.modules_to_save["default"].weight[0]
 
 
-def train(model, train_pairs, eval_pairs, tokenizer, args, stage):
-    """Minimise the Bradley-Terry loss; every number goes to metrics.jsonl. Goes on from stage.checkpoint."""
+def train(model, train_pairs, eval_pairs, tokenizer, args, run):
+    """Minimise the Bradley-Terry loss; every number goes to metrics.jsonl. Goes on from run.checkpoint."""
     import torch
     from tqdm import tqdm
 
+    from backbone import pad_right
+    from scoring import scores_of
+
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=args.learning_rate, weight_decay=0.0)
-    steps_an_epoch = math.ceil(len(train_pairs) / args.batch_size)
-    steps, pad, eos = steps_an_epoch * args.epochs, tokenizer.pad_token_id, tokenizer.eos_token_id
+    steps_per_epoch = math.ceil(len(train_pairs) / args.batch_size)
+    steps, pad, eos = steps_per_epoch * args.epochs, tokenizer.pad_token_id, tokenizer.eos_token_id
     start = 0
-    if state := stage.load():
+    if state := run.load_state():
         start = state["step"]
         optimizer.load_state_dict(state["optimizer"])
         for name, parameter in trained.items():
             parameter.data.copy_(state["weights"][name])
     bar = tqdm(range(start + 1, steps + 1), desc="reward model", initial=start, total=steps)
     for step in bar:
-        epoch, at = divmod(step - 1, steps_an_epoch)
+        epoch, at = divmod(step - 1, steps_per_epoch)
         order = random.Random(f"{args.seed}-{epoch}").sample(range(len(train_pairs)), len(train_pairs))
         batch = [train_pairs[i] for i in order[at * args.batch_size : (at + 1) * args.batch_size]]
         ramp = max(1, round(args.warmup * steps))
@@ -206,28 +196,31 @@ def train(model, train_pairs, eval_pairs, tokenizer, args, stage):
         if step % args.eval_every == 0 or step == steps:
             held = evaluate(model.eval(), head_of(model), eval_pairs, tokenizer)
             metrics |= {f"eval_{name}": held[name] for name in ("loss", "accuracy", "margin")}
-        stage.log(step, metrics | {"seconds": time.time() - began})
+        run.log(step, tidy(metrics | {"seconds": time.time() - began}))
         bar.set_postfix(loss=f"{losses:.3f}", accuracy=f"{accuracy:.2f}")
-        if step % args.save_every == 0 or stage.stop:
+        if step % args.save_every == 0 or run.stop:
             weights = {name: p.detach().cpu() for name, p in trained.items()}
-            stage.save(step, {"weights": weights, "optimizer": optimizer.state_dict()})
-        stage.end_if_stopped()
-    stage.plot("reward.png", PANELS, x="update")
+            run.save_state(step, {"weights": weights, "optimizer": optimizer.state_dict()})
+        run.end_if_stopped()
+    run.plot("reward.png", PANELS)
 
 
+# Title of a plot: metric -> its label.
 PANELS = {
-    "loss": ["loss", "eval_loss"],
-    "accuracy": ["accuracy", "eval_accuracy"],
-    "margin: r(chosen) - r(rejected)": ["margin", "eval_margin"],
+    "loss": {"loss": "loss", "eval_loss": "eval_loss"},
+    "accuracy": {"accuracy": "accuracy", "eval_accuracy": "eval_accuracy"},
+    "margin: r(chosen) - r(rejected)": {"margin": "margin", "eval_margin": "eval_margin"},
 }
 
 
 def sft_scores(path, folder, pairs, tokenizer, args):
     """Scores of the SFT model's own answers to some prompts: the units in which PPO counts."""
+    from backbone import WHOLE, add_adapter, answers_of, load_backbone
+    from scoring import reward_head, score_rows
+
     model = add_adapter(load_backbone(path, args), "reward", folder)
     prompts = [pairs[i % len(pairs)]["prompt"] for i in range(args.sft_samples)]
-    how = dict(temperature=1.0, top_k=0, top_p=1.0)
-    answers = answers_of(model, None, tokenizer, prompts, args.max_new_tokens, **how)
+    answers = answers_of(model, None, tokenizer, prompts, args.max_new_tokens, **WHOLE)
     model.set_adapter("reward", inference_mode=True)
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     head = reward_head(folder, model.device)
@@ -236,18 +229,23 @@ def sft_scores(path, folder, pairs, tokenizer, args):
 
 
 def main(argv=None) -> Path:
-    args = parse(__file__, DEFAULTS, DEMO, (Args,), argv=argv)
+    args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
     check_quantization(args)
     train_pairs, eval_pairs = load_splits(args)
     path = sft_model(args.model)
-    tokenizer = load_tokenizer(path)
+    tokenizer = models.load_tokenizer(path)
     fit = args.max_prompt_length, args.max_length
     train_rows = encode_pairs(train_pairs, tokenizer, *fit, "training pairs")
     eval_rows = encode_pairs(eval_pairs, tokenizer, *fit, "held-out pairs")
-    stage = Stage("reward", args, {"model": fingerprint(path), "data": digest([train_rows, eval_rows])})
-    if stage.finished:
-        return stage.folder
-    with stage:
+
+    from common import runs  # torch is loaded from here on: what can be wrong above has been said
+    from scoring import score_rows
+
+    inputs = {"model": fingerprint(path), "data": runs.digest([train_rows, eval_rows])}
+    run = runs.Run(args, stage="reward", inputs=inputs, marker="state.pt")
+    if run.finished:
+        return run.folder
+    with run:
         model = classifier(path, args)
         steps = math.ceil(len(train_rows) / args.batch_size) * args.epochs
         trained, total = model.get_nb_trainable_parameters()
@@ -255,30 +253,28 @@ def main(argv=None) -> Path:
             f"plan: {len(train_rows):,} pairs, {len(eval_rows):,} held out; {steps:,} updates of {args.batch_size} pairs; "
             f"{trained:,} of {total:,} parameters are trained"
         )
-        train(model, train_rows, eval_rows, tokenizer, args, stage)
+        train(model, train_rows, eval_rows, tokenizer, args, run)
         report = evaluate(model.eval(), head_of(model), eval_rows, tokenizer)
         probe = score_rows(
             model, head_of(model), side_rows(train_rows[:4], tokenizer.eos_token_id), tokenizer.pad_token_id
         )
-        model.save_pretrained(stage.folder)
-        tokenizer.save_pretrained(stage.folder)
-        (stage.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        model.save_pretrained(run.folder)
+        tokenizer.save_pretrained(run.folder)
+        (run.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         del model
         # What was saved is read back onto the causal model, as PPO will: the same scores, or nothing after this counts.
-        scores, again = sft_scores(path, stage.folder, train_rows, tokenizer, args)
+        scores, again = sft_scores(path, run.folder, train_rows, tokenizer, args)
         worst = max(abs(a - b) for a, b in zip(probe, again, strict=True))
         if worst > 0.02 * (1 + max(map(abs, probe))):
-            raise SystemExit(
-                f"{stage.folder}: the saved reward model scores differently by {worst:.3g}: do not use it."
-            )
+            raise SystemExit(f"{run.folder}: the saved reward model scores differently by {worst:.3g}: do not use it.")
         mean, std = statistics.fmean(scores), statistics.pstdev(scores)
         made = {"model": args.model, "fingerprint": fingerprint(path), "quantization": args.quantization}
         made |= {"sft_mean": mean, "sft_std": max(std, 1e-3), "sft_samples": len(scores), "held_out": report}
-        write_json(stage.folder / "reward.json", made)
-        stage.note(held_out=report, sft_mean=mean, sft_std=std)
+        write_json(run.folder / "reward.json", made)
+        run.note(held_out=report, sft_mean=mean, sft_std=std)
     show(report, mean, std)
-    print(f"Next: python train_ppo.py --model {args.model} --reward {stage.folder}")
-    return stage.folder
+    print(f"Next: {command('train_ppo.py', '--model', args.model, '--reward', run.folder)}")
+    return run.folder
 
 
 def show(report, mean, std):

@@ -13,17 +13,18 @@ on from tokens that it did not write. The loop knows one function only,
     gen(prompts, max_new, min_new, stop) -> ids
 
 prompts: lists of token ids. max_new: most new ids of each. min_new: of all, 0 or 1 (1: no stop token at once, or a Wait
-would be ignored). stop: the set of ids that end a text. Returns a list of ids a prompt, a stop token as the last where it
+would be ignored). stop: the set of ids that end a text. Returns a list of ids per prompt, a stop token as the last where it
 stopped. hf_engine and vllm_engine below are two such functions; the tests' third is a list of texts.
 """
 
+import functools
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
 
-OPEN = "<|im_start|>think\n"
-ANSWER = "<|im_start|>answer\n"
-FORCED = "Final Answer:"
-WAIT = "Wait"
+from common import device, models
+from common.files import read_json
+from prompt import answer_text
+
 PIECE = 128  # tokens that a batch writes before those that have ended leave it
 # The paper compares with "class-conditional" control: a short, middle or long class is asked for in words, and the
 # model may or may not comply. These are the same three classes as budgets, which it cannot exceed.
@@ -44,38 +45,9 @@ class Budget:
     max_answer: int = 32
 
 
-def marks(tokenizer, wait=WAIT):
-    """The ids that the loop puts in or looks for. The pad token ends a text, too: it is Qwen2.5's second end token."""
-
-    def ids(text):
-        return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-
-    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    if start is None or start == tokenizer.unk_token_id and tokenizer.unk_token != "<|im_start|>":
-        raise SystemExit(
-            "this tokenizer has no token <|im_start|>: thinking and answer are told apart by ChatML's. "
-            "Take a Qwen2.5 or SmolLM2 model."
-        )
-    return SimpleNamespace(
-        open=ids(OPEN),
-        answer=ids(ANSWER),
-        forced=ids(ANSWER + FORCED),
-        newline=ids("\n"),
-        wait=ids(wait),
-        stop={start, tokenizer.eos_token_id, tokenizer.pad_token_id},
-        breaks=lambda token: tokenizer.decode([token]).endswith("\n"),
-    )
-
-
-def prompt_ids(tokenizer, questions):
-    """Token ids of each question's prompt, up to where the assistant begins. Training and inference call this."""
-    system = {"role": "system", "content": "You are a helpful assistant."}
-    return [
-        tokenizer.apply_chat_template(
-            [system, {"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-        )
-        for question in questions
-    ]
+def context_of(path) -> int | None:
+    """Most tokens a model was made for; None where its config does not say."""
+    return read_json(Path(path) / "config.json").get("max_position_embeddings")
 
 
 def check_context(prompts, budget, mark, context):
@@ -90,7 +62,7 @@ def check_context(prompts, budget, mark, context):
 
 
 def force(gen, prompts, mark, budget, watch=lambda event, row, ids: None):
-    """Think within a budget, then answer. Returns a dict a prompt:
+    """Think within a budget, then answer. Returns a dict per prompt:
 
     think: ids, the injected Waits among them. waits: where in think each begins. reason: "stop" or "length".
     answer: ids without the end token. ended: whether the answer did. watch is called with "open", "wait", "close" as
@@ -145,38 +117,40 @@ def text_of(row, tokenizer):
         begin = place
     end = "" if row["reason"] == "stop" else "\n[cut off: the budget is spent]"
     thinking = "".join(parts) + tokenizer.decode(row["think"][begin:]).strip("\n")
-    answer = answer_of(row, tokenizer) or "(none)"
+    answer = answer_text(tokenizer, row["answer"]) or "(none)"
     return f"{thinking}{end}\n=> {answer}   ({len(row['think'])} thinking tokens, {len(row['answer'])} of answer)"
-
-
-def answer_of(row, tokenizer):
-    """The answer's text, without "Answer:"."""
-    text = tokenizer.decode(row["answer"], skip_special_tokens=True).strip()
-    return text.removeprefix("Final").strip().removeprefix("Answer:").strip()
 
 
 # -- two engines
 
 
-def hf_engine(model, tokenizer, backend="auto", batch_size=32, temperature=0.0, streamer=None, graph=None):
+def hf_engine(
+    model, tokenizer, backend="hf", batch_size=32, temperature=0.0, streamer=None, decode=None, by_steps=False
+):
     """gen() by transformers. temperature 0 is greedy; above, the whole distribution is sampled.
 
-    On a GPU common/decoding.py writes the tokens, which records a step once and replays it. graph: False takes those
-    steps one by one, on a CPU, too (for the tests); None chooses. streamer: prints one prompt's text while it is written.
+    streamer: prints one prompt's text while it is written. decode: common/speed/graph.py's function, which writes the
+    tokens on a GPU where it can: it records a step once and replays it. by_steps: True takes decode's steps one by one, on
+    a CPU, too (for the tests).
     """
     import torch
 
-    from common import decoding, models
+    from common.answers import cut
 
-    cuda = model.device.type == "cuda" and streamer is None and not models.sharded()
-    recorded = cuda and models.import_backend(backend) == "hf" if graph is None else True
+    cuda = model.device.type == "cuda" and streamer is None and not device.sharded()
+    recorded = decode and (by_steps or cuda and backend == "hf")
     pad = tokenizer.pad_token_id
 
-    def first_tokens(prompts, stop):
-        """One token a prompt, drawn from what is no stop token: a recorded step knows no such rule."""
+    def padded(prompts):
+        """(ids, mask): a decoder goes on from the last position, so padding stands on the left."""
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        return ids, mask
+
+    def first_tokens(prompts, stop):
+        """One token per prompt, drawn from what is no stop token: a recorded step knows no such rule."""
+        ids, mask = padded(prompts)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1).logits[:, -1]
         logits = logits.float().index_fill(1, torch.tensor(sorted(stop), device=model.device), -torch.inf)
@@ -184,20 +158,18 @@ def hf_engine(model, tokenizer, backend="auto", batch_size=32, temperature=0.0, 
             return torch.multinomial((logits / temperature).softmax(-1), 1).tolist()
         return logits.argmax(-1, keepdim=True).tolist()
 
-    def by_steps(prompts, new, min_new, stop):
+    def by_decode(prompts, new, min_new, stop):
         first = first_tokens(prompts, stop) if min_new else [[] for _ in prompts]
         if new == min_new:
             return first
         # Lengths are rounded up, so that a recording serves more than one round; what is too much is cut off below.
-        room = -(-(new - min_new) // 64) * 64 if graph is None else new - min_new
+        room = new - min_new if by_steps else -(-(new - min_new) // 64) * 64
         longer = [prompt + begun for prompt, begun in zip(prompts, first, strict=True)]
-        rest = decoding.decode(model, longer, room, temperature, sorted(stop), pad, graph is None)
+        rest = decode(model, longer, room, temperature, sorted(stop), pad, not by_steps)
         return [begun + row for begun, row in zip(first, rest, strict=True)]
 
     def by_generate(prompts, new, min_new, stop):
-        width = max(map(len, prompts))
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        ids, mask = padded(prompts)
         how = dict(temperature=temperature, top_k=0, top_p=1.0) if temperature else {}
         output = model.generate(
             input_ids=ids,
@@ -211,12 +183,12 @@ def hf_engine(model, tokenizer, backend="auto", batch_size=32, temperature=0.0, 
             streamer=streamer,
             **how,
         )
-        return output[:, width:].tolist()
+        return output[:, ids.shape[1] :].tolist()
 
     def gen(prompts, max_new, min_new, stop):
         made, live = [[] for _ in prompts], list(range(len(prompts)))
         # A few texts spend the whole budget, most end early: after each piece only the rest goes on.
-        write, piece = (by_steps, PIECE) if recorded else (by_generate, max(max_new, default=0))
+        write, piece = (by_decode, PIECE) if recorded else (by_generate, max(max_new, default=0))
         with models.inference(model, backend), torch.no_grad():
             while live:
                 # The longest first: if memory is short, that shows at once.
@@ -227,7 +199,7 @@ def hf_engine(model, tokenizer, backend="auto", batch_size=32, temperature=0.0, 
                     most = min(max(left), piece)
                     rows = write([prompts[n] + made[n] for n in batch], most, min_new, stop)
                     for n, room, row in zip(batch, left, rows, strict=True):
-                        made[n] += decoding.cut(row, stop)[: min(most, room)]
+                        made[n] += cut(row, stop)[: min(most, room)]
                 live, min_new = [n for n in live if made[n][-1] not in stop and len(made[n]) < max_new[n]], 0
         return made
 
@@ -240,15 +212,11 @@ def vllm_engine(path, adapter, seed=0):
 
     Prefixes are cached, so that going on after a Wait does not read the question and the thinking again.
     """
-    import functools
-    import json
-
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
     from vllm.lora.request import LoRARequest
 
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    rank = max(8, settings["r"])
+    rank = max(8, read_json(adapter / "adapter_config.json")["r"])
     engine = LLM(model=str(path), enable_prefix_caching=True, seed=seed, enable_lora=True, max_lora_rank=rank)
     request = LoRARequest("tuned", 1, str(adapter))
     known = len(engine.get_tokenizer())

@@ -1,13 +1,15 @@
 """The alpaca recipe and its four relatives, run as a user runs them, on a tiny model."""
 
-import importlib.util
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from common import models, tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "alpaca"
@@ -19,21 +21,10 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def alpaca():
-    """The folder's modules under names of their own: another task has a train.py and a data.py, too."""
-    sys.path.insert(0, str(TASK))
-    sys.modules.pop("data", None)
-    try:
-        modules = {}
-        for name in ("data", "train", *(f"train_{other}" for other in OTHERS), "infer", "evaluate"):
-            spec = importlib.util.spec_from_file_location(f"alpaca_{name}", TASK / f"{name}.py")
-            modules[name.removeprefix("train_")] = module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(TASK))
-        sys.modules.pop("data", None)
-    return SimpleNamespace(**modules)
+def alpaca(modules_of):
+    """The folder's modules; those of the four others by their short names."""
+    names = ("prompt", "data", "trl_rows", "train", *(f"train_{other}" for other in OTHERS), "infer", "evaluate")
+    return SimpleNamespace(**{name.removeprefix("train_"): m for name, m in vars(modules_of("alpaca", names)).items()})
 
 
 @pytest.fixture
@@ -51,7 +42,7 @@ def counted(tokenizer, labels):
 
 
 def test_the_two_templates_and_the_end(alpaca, tokenizer):
-    ids, labels = alpaca.train.encode(ROWS, tokenizer)
+    ids, labels = alpaca.prompt.encode(tokenizer, ROWS)
     assert tokenizer.decode(ids[0]) == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nWhat comes next?\n\n### Input:\n"
@@ -65,15 +56,15 @@ def test_the_two_templates_and_the_end(alpaca, tokenizer):
 
 
 def test_loss_on_answer_counts_the_answer_and_its_end(alpaca, tokenizer):
-    ids, labels = alpaca.train.encode(ROWS, tokenizer, "answer")
+    ids, labels = alpaca.prompt.encode(tokenizer, ROWS, loss_on="answer")
     assert [counted(tokenizer, row) for row in labels] == [row["output"] + "<|im_end|>" for row in ROWS]
-    for prompt, row in zip(alpaca.data.prompt_ids(tokenizer, ROWS), ids, strict=True):
+    for prompt, row in zip(alpaca.prompt.prompt_ids(tokenizer, ROWS), ids, strict=True):
         assert row[: len(prompt)] == prompt
 
 
 def test_braces_in_a_row_are_text(alpaca):
     row = {"instruction": "Explain {input} and {}", "input": "{instruction}", "output": "x"}
-    assert "### Instruction:\nExplain {input} and {}\n\n### Input:\n{instruction}\n" in alpaca.data.alpaca_prompt(row)
+    assert "### Instruction:\nExplain {input} and {}\n\n### Input:\n{instruction}\n" in alpaca.prompt.prompt_text(row)
 
 
 def trl_set(alpaca, way, tokenizer, tiny_model, tmp_path, rows):
@@ -100,8 +91,8 @@ def trl_set(alpaca, way, tokenizer, tiny_model, tmp_path, rows):
 
 def test_three_ways_to_the_same_mask(alpaca, tokenizer, tiny_model, tmp_path):
     """apply_chat_template here, TRL's assistant_only_loss, a search for tokens: the same ids and the same labels."""
-    made = alpaca.chat_template.encode(ROWS, tokenizer)
-    assert alpaca.plain_trainer.encode(ROWS, tokenizer) == made
+    made = alpaca.chat_template.encode(tokenizer, ROWS)
+    assert alpaca.plain_trainer.encode(tokenizer, ROWS) == made
     by_trl = trl_set(alpaca, "conversational", tokenizer, tiny_model, tmp_path, ROWS)
     assert (by_trl["input_ids"][:], by_trl["labels"][:]) == made
     for row, ids, labels in zip(ROWS, *made, strict=True):
@@ -115,7 +106,7 @@ def test_three_ways_to_the_same_mask(alpaca, tokenizer, tiny_model, tmp_path):
 
 def test_prompt_and_completion_are_train_py_with_loss_on_answer(alpaca, tokenizer, tiny_model, tmp_path):
     by_trl = trl_set(alpaca, "prompt_completion", tokenizer, tiny_model, tmp_path, ROWS)
-    assert (by_trl["input_ids"][:], by_trl["labels"][:]) == alpaca.train.encode(ROWS, tokenizer, "answer")
+    assert (by_trl["input_ids"][:], by_trl["labels"][:]) == alpaca.prompt.encode(tokenizer, ROWS, loss_on="answer")
 
 
 def test_every_turn_of_the_assistant_is_found(alpaca, tokenizer):
@@ -136,8 +127,8 @@ def test_why_the_marks_are_ours(alpaca, tokenizer):
         known.get_training_chat_template(tokenizer)
     tokenizer.chat_template = known.qwen2_5_chat_template
     options = dict(return_assistant_tokens_mask=True, return_dict=True)
-    talk, marked = alpaca.data.conversation(ROWS[0]), []
-    for template in (known.get_training_chat_template(tokenizer), alpaca.conversational.TEMPLATE):
+    talk, marked = alpaca.prompt.conversation(ROWS[0]), []
+    for template in (known.get_training_chat_template(tokenizer), alpaca.conversational.MARKED):
         made = tokenizer.apply_chat_template(talk, chat_template=template, **options)
         pairs = zip(made["input_ids"], made["assistant_masks"], strict=True)
         marked.append(tokenizer.decode([token for token, counts in pairs if counts]))
@@ -152,7 +143,7 @@ def test_another_template_than_chatml_is_refused(alpaca, tokenizer):
     with pytest.raises(SystemExit, match="is not ChatML"):
         alpaca.conversational.mark_assistant(tokenizer)
     with pytest.raises(SystemExit, match="does not end it with"):
-        alpaca.chat_template.encode(ROWS, tokenizer)
+        alpaca.chat_template.encode(tokenizer, ROWS)
 
 
 def test_the_collator_written_out_pads_labels_with_what_the_loss_skips(alpaca):
@@ -169,10 +160,10 @@ def test_a_packed_batch_has_the_loss_of_its_rows(alpaca, tokenizer, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from common.fast import collator
+    from common.speed.packing import collator
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
-    pairs = zip(*alpaca.train.encode(ROWS, tokenizer, "answer"), strict=True)
+    pairs = zip(*alpaca.prompt.encode(tokenizer, ROWS, loss_on="answer"), strict=True)
     rows = [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
     alone, counts = [], []
     with torch.no_grad():
@@ -192,13 +183,14 @@ def test_padding_share(alpaca):
 
 
 def test_rows_that_do_not_fit_are_left_out_and_never_cut(alpaca, tokenizer, capsys):
-    ids, _ = alpaca.train.encode(ROWS, tokenizer)
+    ids, _ = alpaca.prompt.encode(tokenizer, ROWS)
     limit = min(map(len, ids))
-    kept = alpaca.data.tokenized(ROWS, alpaca.train.encode, limit, "training rows", tokenizer=tokenizer)
+    kept = tokens.tokenize(ROWS, partial(alpaca.prompt.encode, tokenizer), limit, "training rows")
     assert kept["input_ids"][:] == [row for row in ids if len(row) <= limit] and len(kept) == 1
-    assert f"training rows: 1 rows over --max_length {limit} dropped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"training rows: 1 of 2 rows are over --max_length {limit}: dropped" in said
     texts = ["a b c d", "a"]
-    assert alpaca.data.drop_long(ROWS, texts, tokenizer, 2, "rows") == ROWS[1:]
+    assert alpaca.trl_rows.fitting(ROWS, texts, tokenizer, 2, "rows").to_list() == ROWS[1:]
 
 
 # -- reading
@@ -305,15 +297,15 @@ def test_places_that_hold_no_rows(alpaca, tmp_path):
 
 def test_the_split_is_by_question_and_by_seed(alpaca):
     rows = [{"instruction": f"q{n // 2}", "input": "", "output": f"a{n}"} for n in range(200)]
-    train, held = alpaca.data.split_rows(rows, 0.1, 42)
+    train, held = alpaca.data.split(rows, 0.1, 42)
     assert len(train) == 180 and len(held) == 20 and sorted(map(str, train + held)) == sorted(map(str, rows))
     assert not {row["instruction"] for row in train} & {row["instruction"] for row in held}
-    assert alpaca.data.split_rows(rows, 0.1, 42) == (train, held)
-    assert alpaca.data.split_rows(rows, 0.1, 43)[1] != held
+    assert alpaca.data.split(rows, 0.1, 42) == (train, held)
+    assert alpaca.data.split(rows, 0.1, 43)[1] != held
     with pytest.raises(SystemExit, match="1 different row"):
-        alpaca.data.split_rows(rows[:2], 0.1, 42)
+        alpaca.data.split(rows[:2], 0.1, 42)
     with pytest.raises(SystemExit, match="between 0 and 1"):
-        alpaca.data.split_rows(rows, 1.0, 42)
+        alpaca.data.split(rows, 1.0, 42)
 
 
 def test_check_reports_and_writes(script, tmp_path):
@@ -323,7 +315,7 @@ def test_check_reports_and_writes(script, tmp_path):
     assert f"{file}: 3 rows, 2 kept; dropped: 1 empty" in said and "without input: 1 rows" in said
     assert [json.loads(line) for line in out.read_text("utf-8").splitlines()] == ROWS
     again = script(TASK / "data.py", "--check", file, "--out", out, check=False)
-    assert again.returncode and "exists and is not overwritten" in again.stderr
+    assert again.returncode and "exists and is kept" in again.stderr
 
 
 def test_the_sample_has_one_form(alpaca):
@@ -411,10 +403,11 @@ def test_a_file_of_rows_is_answered(runs, script, tmp_path):
     assert again.returncode and "exists and is kept" in again.stderr
 
 
-def test_an_adapter_is_asked_and_measured_in_the_form_it_was_trained_in(alpaca, runs, script, tokenizer):
-    (chat,) = alpaca.data.prompts_of(runs["conversational"][1], tokenizer, ROWS[:1])
+def test_an_adapter_is_asked_and_measured_in_the_form_it_was_trained_in(alpaca, runs, script, tokenizer, monkeypatch):
+    monkeypatch.setattr(models, "TASK_DIR", TASK)
+    ways = (models.open_run(runs[name][1]).texts for name in ("conversational", "prompt_completion"))
+    (chat,), (plain,) = (alpaca.prompt.prompt_ids(tokenizer, ROWS[:1], texts) for texts in ways)
     assert tokenizer.decode(chat).endswith("What comes next?\n\n1, 1, 2, 3, 5, 8<|im_end|>\n<|im_start|>assistant\n")
-    (plain,) = alpaca.data.prompts_of(runs["prompt_completion"][1], tokenizer, ROWS[:1])
     assert tokenizer.decode(plain).endswith("### Input:\n1, 1, 2, 3, 5, 8\n\n### Response:\n")
     folder = runs["conversational"][1]
     script(TASK / "evaluate.py", "--adapter", folder, "--limit", 3, "--max_new_tokens", 4, "--rouge")
@@ -422,10 +415,8 @@ def test_an_adapter_is_asked_and_measured_in_the_form_it_was_trained_in(alpaca, 
     assert {"metrics.json", "predictions.jsonl", "report.html"} <= {file.name for file in results.iterdir()}
     pairs = [json.loads(line) for line in (results / "predictions.jsonl").read_text("utf-8").splitlines()]
     rows, _ = alpaca.data.read_rows(TASK / "sample" / "alpaca.jsonl")
-    held_out = alpaca.data.split_rows(rows, 0.1, 42)[1][:3]
+    held_out = alpaca.data.split(rows, 0.1, 42)[1][:3]
     assert [pair["reference"] for pair in pairs] == [row["output"] for row in held_out]
-    other = script(TASK / "evaluate.py", "--adapter", folder, "--seed", 7, check=False)
-    assert other.returncode and "was trained with --split_seed 42" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -433,12 +424,15 @@ def test_an_adapter_is_asked_and_measured_in_the_form_it_was_trained_in(alpaca, 
     [
         ("train.py", ["--data", "nowhere.json"], "nowhere.json: no such file or folder"),
         ("train.py", ["--max_length", "20"], "training rows: no row fits in --max_length 20"),
-        ("train_plain_trainer.py", ["--packing"], "--packing and --auto are for train.py"),
+        ("train_plain_trainer.py", ["--packing"], "unknown flag --packing"),
+        ("train_prompt_completion.py", ["--packing"], "unknown flag --packing"),
+        ("train_conversational.py", ["--auto"], "unknown flag --auto"),
+        ("evaluate.py", ["--eval_ratio", "0.2"], "unknown flag --eval_ratio"),
         ("infer.py", ["--input", "1, 2"], "--input belongs to an --instruction"),
     ],
 )
 def test_bad_input_is_said_in_a_line_before_a_model_loads(script, file, arguments, said):
-    demo = [] if file == "infer.py" else ["--demo"]
+    demo = ["--demo"] if file.startswith("train") else []
     done = script(TASK / file, *demo, *arguments, check=False)
     assert done.returncode and said in done.stderr and "Traceback" not in done.stderr
 
@@ -451,9 +445,18 @@ def test_presets_name_flags_that_exist(script, preset):
 
 
 def test_the_five_scripts_train_alike(alpaca):
-    """What they share is written in each of them, to be read there; here it is compared."""
+    """The four others are written as what differs; here is all that may."""
+    differing = {
+        "prompt_completion": {"completion_only_loss": True, "dataset_kwargs": None},
+        "chat_template": {},
+        "conversational": {"assistant_only_loss": True, "dataset_kwargs": None},
+        "plain_trainer": {
+            "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            "label_names": ["labels"], "prediction_loss_only": True,
+        },
+    }  # fmt: skip
     base = alpaca.train.DEFAULTS
-    for name in OTHERS:
+    for name, found in differing.items():
         defaults = getattr(alpaca, name).DEFAULTS
-        same = {key for key in defaults if defaults[key] == base.get(key)}
-        assert {"model", "max_length", "learning_rate", "warmup_steps", "max_steps", "seed", "optim"} <= same, name
+        assert {key: value for key, value in defaults.items() if base.get(key) != value or key not in base} == found
+        assert set(base) - set(defaults) == ({"dataset_kwargs"} if name == "plain_trainer" else set()), name

@@ -230,6 +230,13 @@ def test_the_old_codes_unfinished_run_is_named_and_not_gone_on_with(tmp_path, ca
     assert "run was begun by an older version of this recipe" in capsys.readouterr().out
 
 
+def test_an_env_file_that_is_not_utf8_is_named(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_bytes("DATA_DIR=/数据\n".encode("gb18030"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"\.env: not UTF-8"):
+        paths.load_env()
+
+
 def test_only_documented_names_are_read_from_an_env_file(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("LD_PRELOAD=/evil.so\nMODEL_SOURCE=modelscope\n")
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "domain_mix"
 SAMPLE = TASK / "sample"
-NAMES = ("data", "legal_data", "train", "infer", "chat")
+NAMES = ("sources", "plan", "prompt", "data", "legal_data", "train", "infer", "chat", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +69,17 @@ def test_each_schema_becomes_instruction_input_output(task):
         {"from": "human", "value": "Why?"},
         {"from": "gpt", "value": "So."},
     ]
-    assert task.data.from_slimorca({"conversations": turns}) == ("Why?", "", "So.")
+    assert task.sources.from_slimorca({"conversations": turns}) == ("Why?", "", "So.")
     pubmed = {"question": "Does it?", "context": {"contexts": ["One.", "Two."]}, "long_answer": "Yes."}
-    assert task.data.from_pubmedqa(pubmed) == ("Does it?", "One.\nTwo.", "Yes.")
-    assert task.data.from_alpaca({"instruction": "a", "input": None, "output": "b"}) == ("a", "", "b")
+    assert task.sources.from_pubmedqa(pubmed) == ("Does it?", "One.\nTwo.", "Yes.")
+    assert task.sources.from_alpaca({"instruction": "a", "input": None, "output": "b"}) == ("a", "", "b")
     answers = [
         {"text": "<p>low</p>", "pm_score": 2, "selected": False},
         {"text": "<p>high</p>", "pm_score": 7, "selected": False},
         {"text": "<p>high, and accepted</p>", "pm_score": 7, "selected": True},
     ]
     stack = {"question": "<p>A &amp; B?</p>", "answers": answers}
-    assert task.data.from_stackexchange(stack) == ("A & B?", "", "high, and accepted")
+    assert task.sources.from_stackexchange(stack) == ("A & B?", "", "high, and accepted")
 
 
 def test_html_becomes_what_a_chat_shows(task):
@@ -86,14 +87,16 @@ def test_html_becomes_what_a_chat_shows(task):
         "<p>Use <code>x &lt; 1</code>\nand  <b>go</b>:</p>\n<ul>\n<li>one</li>\n<li>two</li></ul>"
         '<pre><code>for i in x:\n    print("```")\n\n    # 中文\n</code></pre><p>Done<br/>now<script>bad()</script></p>'
     )
-    assert task.data.html_to_text(html) == (
+    assert task.sources.html_to_text(html) == (
         'Use `x < 1` and go:\n- one\n- two\n\n```\nfor i in x:\n    print("```")\n\n    # 中文\n```\n\nDone\nnow'
     )
-    assert task.data.html_to_text("no tags, 1 < 2") == "no tags, 1 < 2" and task.data.html_to_text("<p></p>") == ""
+    assert (
+        task.sources.html_to_text("no tags, 1 < 2") == "no tags, 1 < 2" and task.sources.html_to_text("<p></p>") == ""
+    )
 
 
 def test_keywords_are_whole_words_and_chinese_anywhere(task):
-    group_of = task.data.keyword_groups({"ic": ["soc", "芯片"], "ai": ["ai", "neural network"]})
+    group_of = task.plan.keyword_groups({"ic": ["soc", "芯片"], "ai": ["ai", "neural network"]})
     assert group_of("My SoC and my AI") == "ic" and group_of("这块芯片很热") == "ic"
     assert group_of("A Neural Network.") == "ai" and group_of("said society") is None
 
@@ -104,11 +107,11 @@ def test_keywords_are_whole_words_and_chinese_anywhere(task):
 def test_a_list_and_lines_are_told_apart_by_content(task, tmp_path):
     rows = rows_of(50)
     for name, lines in (("list.jsonl", False), ("lines.json", True)):
-        assert list(task.data.read_json(write(tmp_path / name, rows, lines))) == rows
+        assert list(task.sources.read_json(write(tmp_path / name, rows, lines))) == rows
     (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(rows).encode())
-    assert list(task.data.read_json(tmp_path / "bom.json")) == rows
+    assert list(task.sources.read_json(tmp_path / "bom.json")) == rows
     (tmp_path / "pretty.json").write_text("\n  " + json.dumps(rows, indent=2), "utf-8")
-    assert list(task.data.read_json(tmp_path / "pretty.json")) == rows
+    assert list(task.sources.read_json(tmp_path / "pretty.json")) == rows
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
@@ -116,14 +119,14 @@ def test_a_list_is_read_in_pieces_of_any_size(task, tmp_path, size):
     rows = [{"text": '引号 " 和 ] [ , \\'}, 12, "x", {"a": [1, {"b": None}]}]
     with open(write(tmp_path / "x.json", rows, lines=False), encoding="utf-8") as source:
         assert source.read(1) == "["
-        assert list(task.data.read_list("x.json", source, size)) == rows
+        assert list(task.sources.read_list("x.json", source, size)) == rows
 
 
 def test_a_list_that_was_cut_off_says_where(task, tmp_path):
     file = tmp_path / "cut.json"
     file.write_text(json.dumps(rows_of(9))[:-30], "utf-8")
     with pytest.raises(SystemExit, match="cut.json: not JSON: .* after 8 rows. Was the file cut off"):
-        list(task.data.read_json(file))
+        list(task.sources.read_json(file))
 
 
 def test_parquet_and_folders(task, tmp_path):
@@ -134,10 +137,10 @@ def test_parquet_and_folders(task, tmp_path):
     write(folder / "b.jsonl", rows_of(2, 2))
     parquet.write_table(pyarrow.Table.from_pylist(rows_of(2)), folder / "a.parquet")
     (folder / "notes.txt").write_text("not read")
-    assert [row for _, row in task.data.read_local(folder)] == rows_of(4)
+    assert [row for _, row in task.sources.read_local(folder)] == rows_of(4)
     (folder / "a.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(SystemExit, match="a.parquet: not a Parquet file"):
-        list(task.data.read_local(folder))
+        list(task.sources.read_local(folder))
 
 
 # Mixing
@@ -145,8 +148,8 @@ def test_parquet_and_folders(task, tmp_path):
 
 def test_shares_add_up_and_rows_keep_their_source(task, tmp_path):
     a, b, c = (write(tmp_path / f"{n}.jsonl", rows_of(40, start)) for n, start in (("a", 0), ("b", 100), ("c", 200)))
-    plan = task.data.load_plan(plan_of(tmp_path, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, 20, a=a, b=b, c=c))
-    rows, reports = task.data.mix(plan, progress=False)
+    plan = task.plan.load_plan(plan_of(tmp_path, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, 20, a=a, b=b, c=c))
+    rows, reports = task.plan.mix(plan, progress=False)
     counts = {name: sum(row["source"] == name for row in rows) for name in "abc"}
     assert sorted(counts.values()) == [6, 7, 7] and len(rows) == 20
     assert [(report.available, report.asked == report.taken) for report in reports] == [(40, True)] * 3
@@ -156,11 +159,11 @@ def test_the_same_rows_for_the_same_seed_in_whatever_order_the_files_are(task, t
     rows = rows_of(300)
     file = write(tmp_path / "a.jsonl", rows)
     plan = plan_of(tmp_path, {"a": 1.0}, 50, a=file)
-    first, _ = task.data.mix(task.data.load_plan(plan), progress=False)
+    first, _ = task.plan.mix(task.plan.load_plan(plan), progress=False)
     write(file, rows[::-1])
-    assert task.data.mix(task.data.load_plan(plan), progress=False)[0] == first
+    assert task.plan.mix(task.plan.load_plan(plan), progress=False)[0] == first
     plan.write_text(plan.read_text().replace("seed: 42", "seed: 43"))
-    other, _ = task.data.mix(task.data.load_plan(plan), progress=False)
+    other, _ = task.plan.mix(task.plan.load_plan(plan), progress=False)
     assert len({row["instruction"] for row in other} & {row["instruction"] for row in first}) < 25
     numbers = [int(row["instruction"].split()[1]) for row in first]
     assert numbers != sorted(numbers) and min(numbers) < 60 and max(numbers) > 240  # a sample of all of the file
@@ -169,8 +172,8 @@ def test_the_same_rows_for_the_same_seed_in_whatever_order_the_files_are(task, t
 def test_repeats_go_within_a_source_and_across_sources(task, tmp_path):
     one = [*rows_of(5), {"instruction": "  ＱＵＥＳＴＩＯＮ   3 ", "input": "", "output": "another answer"}]
     a, b = write(tmp_path / "a.jsonl", one), write(tmp_path / "b.jsonl", rows_of(8))
-    plan = task.data.load_plan(plan_of(tmp_path, {"a": 0.625, "b": 0.375}, 8, a=a, b=b))
-    rows, reports = task.data.mix(plan, progress=False)
+    plan = task.plan.load_plan(plan_of(tmp_path, {"a": 0.625, "b": 0.375}, 8, a=a, b=b))
+    rows, reports = task.plan.mix(plan, progress=False)
     assert sorted(row["output"] for row in rows) == [f"answer {n}" for n in range(8)]
     assert [report.dropped for report in reports] == [{"duplicate": 1}, {"duplicate": 5}]
 
@@ -188,14 +191,14 @@ def test_rows_that_cannot_be_used_are_counted_and_the_first_of_a_kind_is_named(t
     with open(file, "a", encoding="utf-8") as out:
         out.writelines(json.dumps(row) + "\n" for row in bad)
         out.write("{broken\n\n")
-    (report,) = task.data.mix(task.data.load_plan(plan_of(tmp_path, {"a": 1.0}, 10, a=file)), progress=False)[1]
+    (report,) = task.plan.mix(task.plan.load_plan(plan_of(tmp_path, {"a": 1.0}, 10, a=file)), progress=False)[1]
     assert report.dropped == {
         "output is missing": 2, "instruction is not text": 1, "empty output": 1, "input is not text": 1,
         "not an object but list": 1, "not JSON": 1,
     }  # fmt: skip
     assert f"{file}: row 11: output is missing" in report.notes and len(report.notes) == 6
     assert any(note.startswith(f"{file}: row 17: not JSON: Expecting") for note in report.notes)
-    shown = task.data.format_reports([report])
+    shown = task.plan.format_reports([report])
     assert "dropped 2 output is missing, 1 instruction is not text" in shown and "row 11" in shown
 
 
@@ -231,9 +234,9 @@ def test_a_source_that_was_taken_is_not_taken_again(script, tmp_path):
 def test_a_part_of_other_files_is_not_used(task, tmp_path):
     a = write(tmp_path / "a.jsonl", rows_of(9))
     plan = plan_of(tmp_path, {"a": 1.0}, 5, a=a)
-    task.data.mix(task.data.load_plan(plan), parts=tmp_path / "parts", progress=False)
+    task.plan.mix(task.plan.load_plan(plan), parts=tmp_path / "parts", progress=False)
     write(a, rows_of(9, 1000))
-    rows, _ = task.data.mix(task.data.load_plan(plan), parts=tmp_path / "parts", progress=False)
+    rows, _ = task.plan.mix(task.plan.load_plan(plan), parts=tmp_path / "parts", progress=False)
     assert all(int(row["instruction"].split()[1]) >= 1000 for row in rows)
 
 
@@ -260,13 +263,13 @@ def test_plans_that_are_wrong(task, tmp_path, old, new, said):
     file = tmp_path / "plan.yaml"
     file.write_text((SAMPLE / "plan.yaml").read_text("utf-8").replace(old, new), "utf-8")
     with pytest.raises(SystemExit, match=re.escape(said)) as stopped:
-        task.data.load_plan(file)
+        task.plan.load_plan(file)
     assert str(file) in str(stopped.value)
 
 
 @pytest.mark.parametrize(("plan", "total"), [("small", 2000), ("large", 240_000)])
 def test_plans_that_come_along_are_whole(task, plan, total):
-    loaded = task.data.load_plan(plan)
+    loaded = task.plan.load_plan(plan)
     assert sum(sum(groups.values()) for groups in loaded["quotas"].values()) == total
 
 
@@ -292,8 +295,8 @@ def test_what_a_stream_gives_stops_when_there_is_enough(task, monkeypatch):
             read.append(n)
             yield f"hub: row {n}", rows_of(1, n // 2)[0]
 
-    monkeypatch.setattr(task.data, "read_hub", endless)
-    rows, (report,) = task.data.take("a", {"format": "alpaca", "hub": "x/y"}, {None: 7}, 42, set(), progress=False)
+    monkeypatch.setattr(task.plan, "read_hub", endless)
+    rows, (report,) = task.plan.take("a", {"format": "alpaca", "hub": "x/y"}, {None: 7}, 42, set(), progress=False)
     assert len(rows) == 7 and len(read) == 13 and report.more and report.available == 7
     assert report.dropped == {"duplicate": 6}
 
@@ -387,66 +390,73 @@ ROW = {
 
 
 def test_the_loss_counts_the_answer_and_its_end_and_nothing_else(task, tokenizer):
-    batch = task.train.encode([ROW], tokenizer, 512)
-    (ids,), (labels,) = batch["input_ids"], batch["labels"]
+    (ids,), (labels,) = task.prompt.encode(tokenizer, [ROW])
     assert tokenizer.decode([token for token in labels if token != -100]) == "集成电路。<|im_end|>"
     assert tokenizer.decode(ids) == (
-        f"<|im_start|>system\n{task.train.SYSTEM}<|im_end|>\n<|im_start|>user\n什么是芯片？\n\nAnswer \nbriefly.<|im_end|>\n"
+        f"<|im_start|>system\n{task.prompt.SYSTEM}<|im_end|>\n<|im_start|>user\n什么是芯片？\n\nAnswer \nbriefly.<|im_end|>\n"
         "<|im_start|>assistant\n集成电路。<|im_end|>"
     )
     assert all(label in (-100, token) for label, token in zip(labels, ids, strict=True))
-    (prompt,) = task.train.prompt_ids(tokenizer, [ROW])
-    assert ids[: len(prompt)] == prompt and ids[len(prompt) :] == task.train.answer_ids(tokenizer, [ROW])[0]
+    (prompt,) = task.prompt.prompt_ids(tokenizer, [ROW])
+    (other,) = task.prompt.prompt_ids(tokenizer, [ROW], {"system_prompt": "Be brief."})  # as a run brings it
+    assert tokenizer.decode(other) == tokenizer.decode(prompt).replace(task.prompt.SYSTEM, "Be brief.")
+    assert ids[: len(prompt)] == prompt and ids[len(prompt) :] == task.prompt.answer_ids(tokenizer, [ROW])[0]
 
 
 def test_the_split_is_by_question_and_always_the_same(task):
     rows = [row | {"source": "all"} for row in rows_of(50)] + [row | {"source": "all"} for row in rows_of(10)]
-    train, held = task.train.split(rows, 0.1, 42)
-    assert task.train.split(rows, 0.1, 42) == (train, held) != task.train.split(rows, 0.1, 43)
+    train, held = task.data.split(rows, 0.1, 42)
+    assert task.data.split(rows, 0.1, 42) == (train, held) != task.data.split(rows, 0.1, 43)
     assert not {row["instruction"] for row in train} & {row["instruction"] for row in held}
     assert len({row["instruction"] for row in held}) == 5 and len(train) + len(held) == 60
     for rows, ratio in ((rows_of(1), 0.1), (rows_of(1) * 4, 0.1)):
-        with pytest.raises(SystemExit, match="cannot be split in two: more rows are needed"):
-            task.train.split(rows, ratio, 42)
+        with pytest.raises(SystemExit, match="1 different row: one to train on and one to hold out"):
+            task.data.split(rows, ratio, 42)
     with pytest.raises(SystemExit, match="--eval_ratio 1.5: expected a share"):
-        task.train.split(rows, 1.5)
+        task.data.split(rows, 1.5, 42)
 
 
 def test_rows_longer_than_the_context_are_counted(task, tokenizer, capsys):
+    from common.tokens import tokenize
+
     rows = [ROW, ROW | {"output": "long " * 600}]
-    assert len(task.train.tokenize(rows, tokenizer, 512, "training rows")) == 1
+    to_ids = partial(task.prompt.encode, tokenizer)
+    assert len(tokenize(rows, to_ids, 512, "training rows")) == 1
     assert "training rows: 1 of 2 rows are over --max_length 512: dropped" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no row fits"):
-        task.train.tokenize(rows[1:], tokenizer, 512, "training rows")
+        tokenize(rows[1:], to_ids, 512, "training rows")
 
 
-def test_rows_of_a_users_file_are_checked(task, tmp_path, capsys):
+def test_rows_of_a_users_file_are_checked(task, tmp_path):
     file = write(tmp_path / "x.json", [*rows_of(2), {"instruction": "x", "output": ""}, 3], lines=False)
-    assert [row["source"] for row in task.train.read_rows(file)] == ["all", "all"]
-    said = capsys.readouterr().out
+    rows, said = task.data.read_rows(file)
+    assert [row["source"] for row in rows] == ["all", "all"]
     assert (
         f"{file}: row 3: empty output" in said and "row 4: not an object but int" in said and "2 rows dropped" in said
     )
-    with pytest.raises(SystemExit, match="no such file. Build it: python data.py"):
-        task.train.read_rows(tmp_path / "nowhere.jsonl")
+    with pytest.raises(SystemExit, match=r"no such file. Build it: python \S*data.py --plan small"):
+        task.data.read_rows(tmp_path / "nowhere.jsonl")
 
 
 def test_neftune_adds_noise_while_training_and_only_then(task, tiny_model, tokenizer, tmp_path):
-    """The noise is at most alpha / sqrt(length x width), on the model that our load_model gives to TRL's trainer."""
+    """The noise is at most alpha / sqrt(length x width), on the model that train.py's load_model gives to TRL's trainer."""
     import torch
-    from trl import SFTConfig, SFTTrainer
+    from transformers import TrainerCallback
+    from trl import SFTTrainer
 
-    from common.fast import collator
-    from common.models import LoraArgs, load_model
+    from common import cli
+    from common.speed.packing import collator
+    from common.tokens import tokenize
 
-    settings = {name: value for name, value in task.train.DEFAULTS.items() if hasattr(SFTConfig, name)}
-    config = SFTConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=1, save_strategy="no",
-        gradient_checkpointing=False, report_to=["none"], dataset_kwargs={"skip_prepare_dataset": True}, loss_type="nll",
-        neftune_noise_alpha=settings["neftune_noise_alpha"], per_device_train_batch_size=1,
-    )  # fmt: skip
-    model = load_model(LoraArgs(model=str(tiny_model), quantization="none"), config)
-    rows = task.train.tokenize([ROW], tokenizer, 512, "rows")
+    flags = (
+        f"--output_dir {tmp_path} --quantization none --auto false --bf16 false --max_steps 1 --save_strategy no "
+        "--eval_strategy no --load_best_model_at_end false --gradient_checkpointing false --loss_type nll "
+        "--per_device_train_batch_size 1 --gradient_accumulation_steps 1"
+    )
+    args = cli.parse(TASK / "train.py", task.train.DEFAULTS, {}, task.train.Args, "trl:SFTConfig", flags.split())
+    config = cli.trainer_config(args)
+    model = task.train.load_model(args, config, tiny_model)
+    rows = tokenize([ROW], partial(task.prompt.encode, tokenizer), 512, "rows")
     trainer = SFTTrainer(
         model=model, processing_class=tokenizer, args=config, train_dataset=rows,
         data_collator=collator(tokenizer, False, "hf"),
@@ -457,7 +467,7 @@ def test_neftune_adds_noise_while_training_and_only_then(task, tiny_model, token
     def look(module, inputs, output):  # runs after NEFTune's own hook: it is registered later
         seen.append((module.training, (output - table[inputs[0]]).abs().max().item(), output.shape))
 
-    class Look(__import__("transformers").TrainerCallback):
+    class Look(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
             self.handle = model.get_input_embeddings().register_forward_hook(look)
 
@@ -502,8 +512,8 @@ def test_the_oldest_turns_go_when_the_conversation_is_too_long(task, tokenizer):
     assert gone == 0 and len(messages) == 14
     messages, gone = task.chat.fit(tokenizer, "system", history, 200)
     assert gone > 0 and messages[0]["role"] == "system" and messages[1:] == history[2 * gone :]
-    assert len(tokenizer(task.train.chatml(messages)).input_ids) <= 200
-    assert len(tokenizer(task.train.chatml([messages[0], *history[2 * gone - 2 :]])).input_ids) > 200
+    assert len(tokenizer(task.prompt.chatml(messages)).input_ids) <= 200
+    assert len(tokenizer(task.prompt.chatml([messages[0], *history[2 * gone - 2 :]])).input_ids) > 200
     with pytest.raises(ValueError, match="this message takes"):
         task.chat.fit(tokenizer, "system", [{"role": "user", "content": "x " * 300}], 200)
 
@@ -556,7 +566,7 @@ def trained(copied, script, tiny_model, tmp_path):
     return folder, run, shown
 
 
-def test_the_folder_works_alone(trained, demo_model, environment, script, tmp_path):
+def test_the_folder_works_alone(task, trained, demo_model, environment, script, tmp_path):
     """cp -r domain_mix elsewhere; train, evaluate, infer, another base, and a conversation in a terminal."""
     from safetensors.torch import load_file
 
@@ -576,12 +586,15 @@ def test_the_folder_works_alone(trained, demo_model, environment, script, tmp_pa
     assert sum(map(int, counted)) == 10
 
     evaluated = script(folder / "evaluate.py", "--limit", 3, "--max_new_tokens", 4, "--rouge").stdout
-    assert "10 held-out rows of" in evaluated
+    assert "3 held-out rows" in evaluated
     results = run / "evaluation_results"
     assert {"metrics.json", "predictions.jsonl", "report.html"} <= {file.name for file in results.iterdir()}
-    assert len(read(results / "predictions.jsonl")) == 3
-    done = script(folder / "evaluate.py", "--seed", 7, check=False)
-    assert "measured on rows that it was trained on. Give --seed 42." in done.stderr
+    held = task.data.split(task.data.read_rows(SAMPLE / "plan.yaml")[0], 0.1, 42)[1]
+    asked = [(row["instruction"], row["input"], row["reference"]) for row in read(results / "predictions.jsonl")]
+    assert asked == [(row["instruction"], row["input"], row["output"]) for row in held[:3]] and len(held) == 10
+    for flag, given, right in (("--seed", 7, 42), ("--eval_ratio", 0.2, 0.1)):
+        done = script(folder / "evaluate.py", flag, given, check=False)
+        assert f"rows that it was trained on. Give {flag} {right}" in done.stderr
 
     answer = script(folder / "infer.py", "--question", "什么是芯片？", "--max_new_tokens", 5).stdout
     assert f"adapter: {run}" in answer and answer.split(f"{run}\n")[1].strip()
@@ -626,6 +639,11 @@ def test_an_adapter_that_is_none(script, tmp_path):
         flags = ["--question", "x"] if name == "infer.py" else []
         done = script(TASK / name, "--adapter", tmp_path, *flags, check=False)
         assert "holds no adapter (no adapter_config.json)" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "adapter_config.json").write_text("{}")  # one of another recipe
+    for name in ("infer.py", "chat.py", "evaluate.py"):
+        flags = ["--question", "x"] if name == "infer.py" else []
+        done = script(TASK / name, "--adapter", tmp_path, *flags, check=False)
+        assert "was not trained by domain_mix" in done.stderr and "system_prompt.txt" in done.stderr
     done = script(TASK / "infer.py", check=False)
     assert "--question is empty" in done.stderr
 

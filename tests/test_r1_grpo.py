@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "r1_grpo"
-MODULES = ("data", "rewards", "rewards_course", "evaluate", "infer", "train")
+MODULES = ("data", "prompt", "rewards", "rewards_course", "rollout", "warmup", "watch", "evaluate", "infer", "train")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_every_gold_solution_in_the_form_earns_four(r1):
     rows = gold_rows(r1)
     assert len(rows) >= 104
     for end in ("", "\n"):
-        assert {total(r1, r1.data.ideal(row) + end, row["gold"]) for row in rows} == {4.0}
-    assert "earn 4.0 each" in r1.rewards.self_test(rows, r1.data.ideal)[0]
+        assert {total(r1, r1.prompt.ideal(row) + end, row["gold"]) for row in rows} == {4.0}
+    assert "earn 4.0 each" in r1.rewards.self_test(rows, r1.prompt.ideal).splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -119,20 +119,22 @@ def test_only_the_ideal_form_earns_all_and_length_of_reasoning_is_free(r1):
     assert total(r1, form(6)) == 2.0 and total(r1, "5") == 0
 
 
-def test_every_reward_has_trls_signature(r1):
+def test_every_reward_can_be_given_to_trl(r1):
     texts = [form(5), "", "<answer>5</answer>"]
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     for reward in [*r1.rewards.REWARDS, *r1.rewards_course.REWARDS]:
-        paid = reward(
+        called = r1.rewards.for_trl(reward)
+        paid = called(
             prompts=[None] * 3, completions=completions, answer=["5"] * 3, trainer_state=None, question=["?"] * 3
         )
         assert len(paid) == 3 and all(isinstance(each, float) for each in paid), reward.__name__
+        assert paid == [reward(text, "5") for text in texts] and called.__name__ == reward.__name__
 
 
 def test_self_test_stops_at_a_row_that_cannot_earn_all(r1):
     row = {"question": "?", "answer": "Write </answer> here.\n#### 5", "gold": "5"}
     with pytest.raises(SystemExit, match="training row 1: its own solution, put into the form, earns"):
-        r1.rewards.self_test([row], r1.data.ideal)
+        r1.rewards.self_test([row], r1.prompt.ideal)
 
 
 def test_the_copied_rewards_pay_as_the_lesson_says(r1):
@@ -140,7 +142,7 @@ def test_the_copied_rewards_pay_as_the_lesson_says(r1):
     course = {each.__name__: each for each in r1.rewards_course.REWARDS}
 
     def paid(name, text, gold="5"):
-        return course[f"{name}_reward_func"]([None], [[{"content": text}]], answer=[gold])[0]
+        return course[f"{name}_reward_func"](text, gold)
 
     for text in (form(5), form(5) + "\n"):
         assert paid("strict_format", text) == paid("soft_format", text) == 0
@@ -234,11 +236,28 @@ def test_prompts_are_whole_or_left_out(r1, tokenizer, capsys):
     assert "training rows: 1 prompts over --max_prompt_tokens 256 left out" in capsys.readouterr().out
     assert len(made) == 1 and made[0]["answer"] == "1"
     assert tokenizer.decode(made[0]["input_ids"]) == (
-        f"<|im_start|>system\n{r1.data.SYSTEM}<|im_end|>\n<|im_start|>user\nWhat is 1 and nothing more?<|im_end|>\n"
+        f"<|im_start|>system\n{r1.prompt.SYSTEM}<|im_end|>\n<|im_start|>user\nWhat is 1 and nothing more?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
     with pytest.raises(SystemExit, match="no prompt fits"):
         r1.data.prompts_of(rows, tokenizer, 5, "training rows")
+
+
+def test_the_warm_up_learns_the_ideal_completion_and_its_end(r1, tokenizer):
+    rows = [problem(1, "It is <<1=1>>1.\n#### 1") | {"gold": "1"}, problem(22) | {"gold": "22"}]
+    ids, labels = r1.prompt.encode(tokenizer, rows)
+    for row, one, counted, prompt in zip(rows, ids, labels, r1.prompt.prompt_ids(tokenizer, rows), strict=True):
+        assert one[: len(prompt)] == prompt and counted[: len(prompt)] == [-100] * len(prompt)
+        assert one[len(prompt) :] == counted[len(prompt) :]
+        assert tokenizer.decode(counted[len(prompt) :]) == r1.prompt.ideal(row) + tokenizer.eos_token
+    assert "<<" not in r1.prompt.ideal(rows[0])
+
+
+def test_a_run_is_asked_with_its_own_system_prompt(r1, tokenizer):
+    rows = [problem(1)]
+    own, bare = (r1.prompt.prompt_ids(tokenizer, rows, texts) for texts in ({"system_prompt": "Be brief."}, {}))
+    assert "system\nBe brief.<" in tokenizer.decode(own[0])
+    assert bare == r1.prompt.prompt_ids(tokenizer, rows)  # runs from before it was saved
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
@@ -262,7 +281,7 @@ def test_the_sample_is_what_its_command_makes(r1, script, tmp_path):
     for name in ("train.jsonl", "test.jsonl"):
         assert (tmp_path / "made" / name).read_bytes() == (TASK / "sample" / name).read_bytes()
     again = script(TASK / "data.py", "--arithmetic", 78, "--out", tmp_path / "made", check=False)
-    assert again.returncode and "exists and is not overwritten" in again.stderr
+    assert again.returncode and "train.jsonl exists and is kept" in again.stderr
 
 
 # -- measuring
@@ -330,12 +349,12 @@ def trainer(r1, tokenizer, tiny_model, tmp_path, monkeypatch):
             AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=4, target_modules=["q_proj"])
         )
         if warm:
-            r1.train.warm_up(model, tokenizer, rows, 2, 1e-2, 4, 0)
+            r1.warmup.warm_up(model, tokenizer, rows, 2, 1e-2, 4, 0)
         made = GRPOTrainer(
             model=model, reward_funcs=reward_funcs, args=GRPOConfig(**defaults | flags), processing_class=tokenizer,
             train_dataset=r1.data.prompts_of(rows, tokenizer, 256, "rows"), rollout_func=rollout_func,
         )  # fmt: skip
-        r1.train.set_reference(model, warm)
+        r1.warmup.set_reference(model, warm)
         made.rows = [
             row for n in range(2) for row in [made.train_dataset[n]] * 4
         ]  # one step's prompts, as TRL repeats them
@@ -350,8 +369,10 @@ def trainer(r1, tokenizer, tiny_model, tmp_path, monkeypatch):
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(r1, trainer, capsys, value):
     import torch
 
+    from common.runs import GradientGuard
+
     made = trainer([characters])
-    watch = r1.train.gradient_guard()
+    watch = GradientGuard()
     weights = [each for each in made.model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1.0)
     before = [each.clone() for each in weights]
@@ -382,7 +403,7 @@ def characters(completions, **kwargs):
 def test_advantages_sum_to_zero_in_a_group_and_go_with_it(r1, trainer):
     import torch
 
-    rollout = r1.train.Rollout("hf")
+    rollout = r1.rollout.Rollout()
     made = trainer(characters, rollout)
     first = made._generate_and_score_completions(made.rows)
     advantages = first["advantages"].view(2, 4)
@@ -402,7 +423,7 @@ def test_advantages_sum_to_zero_in_a_group_and_go_with_it(r1, trainer):
 
 
 def test_equal_rewards_give_no_gradient(r1, trainer):
-    made = trainer(lambda completions, **kwargs: [1.0] * len(completions), r1.train.Rollout("hf"))
+    made = trainer(lambda completions, **kwargs: [1.0] * len(completions), r1.rollout.Rollout())
     inputs = made._generate_and_score_completions(made.rows)
     loss = made.compute_loss(made.model, inputs)
     loss.backward()
@@ -413,7 +434,7 @@ def test_equal_rewards_give_no_gradient(r1, trainer):
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_kl_is_zero_at_the_start_and_not_later(r1, trainer, warm):
-    made = trainer(characters, r1.train.Rollout("hf"), warm, beta=0.1, max_steps=3, warmup_steps=0)
+    made = trainer(characters, r1.rollout.Rollout(), warm, beta=0.1, max_steps=3, warmup_steps=0)
     assert ("ref" in made.model.peft_config) == warm
     names = [name for name, p in made.model.named_parameters() if p.requires_grad]
     assert names and not any(".ref." in name for name in names)
@@ -454,21 +475,23 @@ def test_a_rollout_is_to_trl_what_its_own_samples_are(r1, trainer, tokenizer):
 
 def test_rollouts_end_where_trl_would_end_them(r1, trainer, tokenizer):
     """Qwen2.5's settings name a second end token beside the tokenizer's."""
-    made = trainer(characters, r1.train.Rollout("hf"), max_completion_length=40)
+    made = trainer(characters, r1.rollout.Rollout(), max_completion_length=40)
     prompts = [row["prompt"] for row in made.rows[:3]]
     free = made.rollout_func(prompts, made)
     second = free["completion_ids"][0][3]
     made.model.generation_config.eos_token_id = [tokenizer.eos_token_id, second]
     ended = made.rollout_func(prompts, made)
-    assert ended["prompt_ids"] == r1.data.prompt_ids(tokenizer, [r["question"] for r in r1.data.arithmetic(1)] * 3)
+    assert ended["prompt_ids"] == r1.prompt.prompt_ids(tokenizer, r1.data.arithmetic(1) * 3)
     assert ended["logprobs"] is None
+    texts = [tokenizer.decode(ids) for ids in ended["prompt_ids"]]
+    assert made.rollout_func(texts, made)["prompt_ids"] == ended["prompt_ids"]  # rlhf_ppo's prompts are texts
     for row in ended["completion_ids"]:
         assert not {tokenizer.eos_token_id, second} & set(row[:-1])
     how = dict(max_new_tokens=40, backend="hf", return_ids=True)
     ids = free["prompt_ids"][:1]
-    greedy = r1.train.generate(made.model, tokenizer, ids, **how)[0]
+    greedy = r1.rollout.generate(made.model, tokenizer, ids, **how)[0]
     made.model.generation_config.eos_token_id = [tokenizer.eos_token_id, greedy[5]]
-    cut = r1.train.generate(made.model, tokenizer, ids, **how)[0]
+    cut = r1.rollout.generate(made.model, tokenizer, ids, **how)[0]
     assert cut == greedy[: greedy.index(greedy[5]) + 1]
 
 
@@ -491,12 +514,13 @@ def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     shown = script(task / "train.py", "--demo", *SMALL).stdout
     (folder,) = (tmp_path / "outputs" / "r1_grpo").iterdir()
     names = {file.name for file in folder.iterdir()}
+    assert (folder / "system_prompt.txt").read_text("utf-8").startswith("Think before you answer.")
     assert {"adapter_config.json", "adapter_model.safetensors", "rewards.png", "samples.html", "samples.jsonl"} <= names
     assert {"warmup", "metrics.jsonl", "run.json"} <= names and not {"ref", "loss.png", ".warmup"} & names
     for said in ("78 gold solutions in the form earn 4.0 each", "plan: 78 prompts of", "before GRPO, 1 prompts x 2:"):
         assert said in shown
     for stage in ("base ", "after warm-up ", "after GRPO "):
-        assert re.search(rf"^{stage} +\d+% right by the answer block", shown, re.M), shown
+        assert re.search(rf"^{stage} +(\d+% +){{3}}\d+$", shown, re.M), shown
     logs = [log for log in logs_of(folder) if "reward" in log]
     assert [log["step"] for log in logs] == [1, 2] and logs[0]["kl"] == 0
     for name in (
@@ -519,7 +543,7 @@ def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     said = script(task / "infer.py", "--max_new_tokens", 3).stdout
     assert f"adapter: {folder}" in said and "\nbase\n" in said and "\ntuned\n" in said
     said = script(task / "evaluate.py", "--limit", 2, "--samples", 2, "--pass_k", 2).stdout
-    assert "metric          base   warm-up     tuned" in said and "pass@2" in said
+    assert re.search(r"^metric +base +warm-up +tuned ", said, re.M) and "pass@2" in said
     results = folder / "evaluation_results"
     pairs = [json.loads(line) for line in (results / "predictions.jsonl").read_text("utf-8").splitlines()]
     assert len(pairs) == 2 and set(pairs[0]) == {"question", "gold", "base", "warm-up", "tuned"}
@@ -531,10 +555,8 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(copied, environment, tiny_mo
     """Four steps at once, and two steps, a new process and two more: the same numbers and the same adapter."""
     task = copied("r1_grpo")
     with open(task / "rewards.py", "a") as file:  # random texts must earn different rewards
-        file.write("\n\ndef length_reward_func(prompts, completions, **kwargs):\n")
-        file.write(
-            "    return [len(text) % 7 / 7 for text in texts(completions)]\n\n\nREWARDS = [*REWARDS, length_reward_func]\n"
-        )
+        file.write("\n\ndef length_reward_func(text, gold):\n    return len(text) % 7 / 7\n")
+        file.write("\n\nREWARDS = [*REWARDS, length_reward_func]\n")
     command = [sys.executable, task / "train.py", "--demo", *SMALL, "--model", tiny_model, "--bf16", "false"]
     command += ["--max_steps", 4, "--save_steps", 2, "--num_generations", 4, "--per_device_train_batch_size", 4]
     command += ["--gradient_accumulation_steps", 2]
@@ -589,7 +611,8 @@ def test_dead_groups_stop_the_run(script, tiny_model, tmp_path):
         (["--num_iterations", "2", "--save_steps", "5"], "Take a multiple of 2."),
         (["--steps_per_generation", "4", "--save_steps", "6"], "Take a multiple of 4."),
         (["--fast_inference"], "--fast_inference needs unsloth and vllm"),
-        (["--packing"], "--auto and --packing are for supervised training"),
+        (["--packing"], "unknown flag --packing"),
+        (["--warmup_sft", "2", "--backend", "unsloth"], "give --beta 0 or --backend hf"),
         (["--num_generations", "7"], "must be divisible by num_generations"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
         (["--max_prompt_tokens", "9"], "training rows: no prompt fits in --max_prompt_tokens 9"),
@@ -612,4 +635,6 @@ def test_evaluation_and_inference_refuse_early(script, tmp_path):
 
 def test_the_course_preset_names_flags_that_exist(script):
     done = script(TASK / "train.py", "--config", TASK / "course.yaml", "--data", "nowhere.jsonl", check=False)
-    assert "--backend unsloth needs an NVIDIA GPU" in done.stderr or "nowhere.jsonl: no such file" in done.stderr
+    assert "--fast_inference needs unsloth" in done.stderr or "nowhere.jsonl: no such file" in done.stderr
+    said = script(TASK / "train.py", "--config", TASK / "course.yaml", "--estimate").stdout
+    assert "code: unsloth" in said and "--max_completion_length 200" in said

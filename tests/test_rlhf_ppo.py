@@ -1,11 +1,14 @@
 """The RLHF recipe: reward model, PPO's invariants and its known traps, GRPO, the chain, on tiny models."""
 
 import hashlib
+import importlib
 import json
 import math
 import os
 import random
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,24 +21,24 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "rlhf_ppo"
 FILES = (
-    "stage",
-    "data",
-    "backbone",
-    "gold",
-    "merge",
-    "train_reward",
-    "train_ppo",
-    "train_grpo",
-    "best_of_n",
-    "compare",
-)
+    "prompt", "data", "gold", "stage", "estimate", "backbone", "scoring", "rollout", "watch", "plots",
+    "merge", "train_reward", "train_ppo", "train_grpo", "best_of_n", "compare",
+)  # fmt: skip
 EOS, PAD = 2, 0
 TOKENS = SimpleNamespace(eos_token_id=EOS, pad_token_id=PAD)  # all that sampling needs of a tokenizer
 
 
 @pytest.fixture(scope="module")
-def rlhf(modules_of):
-    return modules_of("rlhf_ppo", FILES)
+def rlhf():
+    """The folder's modules. They stay in sys.modules while these tests run: some import others inside functions."""
+    before = {name: sys.modules.pop(name, None) for name in FILES}
+    sys.path.insert(0, str(TASK))
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in FILES})
+    sys.path.remove(str(TASK))
+    for name, module in before.items():
+        sys.modules.pop(name, None)
+        if module:
+            sys.modules[name] = module
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +56,21 @@ def toy(rlhf, tmp_path_factory):
     model.lm_head.weight.data *= 10  # a random head is near-uniform: no LoRA could move what is sampled
     model.save_pretrained(folder / "model")
     judge = LlamaForSequenceClassification.from_pretrained(folder / "model", num_labels=1)
-    lora = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=4, target_modules=rlhf.backbone.PROJECTIONS)
+    lora = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=4, target_modules=rlhf.stage.PROJECTIONS)
     judge = get_peft_model(judge, lora)
     for name, parameter in judge.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     judge.save_pretrained(folder / "reward")
-    made = dict(model="toy", fingerprint=rlhf.backbone.fingerprint(folder / "model"), quantization="none")
+    made = dict(model="toy", fingerprint=rlhf.stage.fingerprint(folder / "model"), quantization="none")
     (folder / "reward" / "reward.json").write_text(json.dumps(made | dict(sft_mean=0.1, sft_std=0.5)))
     return folder
 
 
 def ppo_args(rlhf, **more):
-    args = rlhf.train_ppo.Args(**rlhf.train_ppo.DEFAULTS)
+    from common.cli import parse
+
+    args = parse(rlhf.train_ppo.__file__, rlhf.train_ppo.DEFAULTS, {}, rlhf.train_ppo.Args, argv=[])
     small = dict(bf16=False, rollout_size=12, micro_batch_size=6, max_new_tokens=10, lora_r=4, lora_alpha=4)
     for name, value in (small | dict(learning_rate=1e-3, value_learning_rate=1e-3) | more).items():
         assert hasattr(args, name)
@@ -134,7 +139,7 @@ def test_the_score_stands_on_the_last_token_only(rlhf):
 
 
 def test_eos_is_counted_where_pad_and_eos_are_one_token(rlhf):
-    cut = [rlhf.data.cut_at_eos(row, EOS) for row in ([5, 6, EOS, EOS, EOS], [EOS], [5, 6, 7, 8, 9], [5, EOS, 7])]
+    cut = [rlhf.prompt.cut_at_eos(row, EOS) for row in ([5, 6, EOS, EOS, EOS], [EOS], [5, 6, 7, 8, 9], [5, EOS, 7])]
     assert cut == [[5, 6, EOS], [EOS], [5, 6, 7, 8, 9], [5, EOS]]
     assert rlhf.train_ppo.response_mask(cut).sum(1).tolist() == [3, 1, 5, 2]
 
@@ -268,9 +273,9 @@ def test_the_value_model_begins_as_the_normalised_reward_model(rlhf, ppo):
 
     backbone, _, args = ppo()
     prompts, responses = some_prompts(4), some_prompts(4, seed=2)
-    rows = [rlhf.data.rm_ids(p, r, EOS) for p, r in zip(prompts, responses, strict=True)]
+    rows = [rlhf.prompt.rm_ids(p, r, EOS) for p, r in zip(prompts, responses, strict=True)]
     backbone.use("reward")
-    scores = rlhf.backbone.score_rows(backbone.model, backbone.head, rows, PAD)
+    scores = rlhf.scoring.score_rows(backbone.model, backbone.head, rows, PAD)
     backbone.use("value")
     with torch.no_grad():  # V before a token that is appended to a row is the score of the row
         values = backbone.values(rows, [[7]] * 4, PAD)
@@ -345,7 +350,7 @@ def toy_run(rlhf, ppo, monkeypatch, updates, **more):
     def rule(model, head, rows, pad, batch_size):
         return [sum(1 if token % 2 == 0 else -1 for token in row[4:]) / max(1, len(row) - 4) for row in rows]
 
-    monkeypatch.setattr(rlhf.train_ppo, "score_rows", rule)
+    monkeypatch.setattr(rlhf.scoring, "score_rows", rule)
     flags = dict(rollout_size=32, micro_batch_size=32, max_new_tokens=8, eos_penalty=0.0, epochs=3, minibatches=2)
     flags |= dict(learning_rate=5e-3, value_learning_rate=5e-3, kl_coef=0.01)
     backbone, optimizer, args = ppo(**(flags | more))
@@ -382,8 +387,14 @@ def test_a_large_kl_weight_holds_the_policy(rlhf, ppo, monkeypatch):
 
 
 def test_what_the_reward_model_reads(rlhf):
-    assert rlhf.data.rm_ids([5, 6], [7, EOS, 9, EOS], EOS) == [5, 6, 7, EOS]
-    assert rlhf.data.rm_ids([5, EOS, 6], [7, 8], EOS) == [5, EOS, 6, 7, 8]  # an eos in the prompt ends nothing; cut off
+    assert rlhf.prompt.rm_ids([5, 6], [7, EOS, 9, EOS], EOS) == [5, 6, 7, EOS]
+    assert rlhf.prompt.rm_ids([5, EOS, 6], [7, 8], EOS) == [
+        5,
+        EOS,
+        6,
+        7,
+        8,
+    ]  # an eos in the prompt ends nothing; cut off
     pairs = [
         {"prompt": [5], "chosen": [6, EOS], "rejected": [7, 8, EOS]},
         {"prompt": [9], "chosen": [3], "rejected": [4]},
@@ -412,11 +423,11 @@ def test_scores_do_not_depend_on_padding_and_are_the_classifiers(rlhf, toy):
             padded = judge(ids, attention_mask=mask, position_ids=positions).logits[:, 0].tolist()
             assert padded == pytest.approx(alone, abs=1e-5)
     model = rlhf.backbone.add_adapter(AutoModelForCausalLM.from_pretrained(toy / "model"), "reward", toy / "reward")
-    head = rlhf.backbone.reward_head(toy / "reward", "cpu")
+    head = rlhf.scoring.reward_head(toy / "reward", "cpu")
     for batch in (1, 5):
-        scores = rlhf.backbone.score_rows(model.eval(), head, rows, PAD, batch)
+        scores = rlhf.scoring.score_rows(model.eval(), head, rows, PAD, batch)
         assert scores == pytest.approx(alone, abs=1e-5) and len(set(scores)) == 5
-    assert rlhf.backbone.score_rows(model, head, rows, 33) == pytest.approx(alone, abs=1e-5)
+    assert rlhf.scoring.score_rows(model, head, rows, 33) == pytest.approx(alone, abs=1e-5)
 
 
 def test_pairs_are_learnt_and_swapping_them_is_noticed(rlhf, toy):
@@ -434,7 +445,7 @@ def test_pairs_are_learnt_and_swapping_them_is_noticed(rlhf, toy):
     assert len(trained) == 2 * 7 * 2 + 1 and all(p.dtype == torch.float32 for p in trained)
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     for step in range(40):
-        chosen, rejected = rlhf.backbone.scores_of(model, head, *rlhf.backbone.pad_right(
+        chosen, rejected = rlhf.scoring.scores_of(model, head, *rlhf.backbone.pad_right(
             rlhf.train_reward.side_rows(pairs, EOS), PAD, "cpu")).chunk(2)  # fmt: skip
         losses, margins = rlhf.train_reward.bradley_terry(chosen, rejected, 0.01)
         losses.mean().backward()
@@ -467,12 +478,12 @@ from types import SimpleNamespace
 from pathlib import Path
 from common import paths
 paths.load_env()
-import backbone
+import backbone, scoring
 path, folder = Path(sys.argv[1]), sys.argv[2]
 model = backbone.load_backbone(path, SimpleNamespace(quantization="none", bf16=False))
 model = backbone.add_adapter(model, "reward", folder).eval()
-head = backbone.reward_head(folder, "cpu")
-print("SCORES", backbone.score_rows(model, head, [[5, 6, 2], [7, 8, 9, 2]], 0))
+head = scoring.reward_head(folder, "cpu")
+print("SCORES", scoring.score_rows(model, head, [[5, 6, 2], [7, 8, 9, 2]], 0))
 """
 
 
@@ -481,9 +492,9 @@ def test_a_fresh_process_scores_alike(rlhf, toy, environment):
     from transformers import AutoModelForCausalLM
 
     model = rlhf.backbone.add_adapter(AutoModelForCausalLM.from_pretrained(toy / "model"), "reward", toy / "reward")
-    head = rlhf.backbone.reward_head(toy / "reward", "cpu")
+    head = rlhf.scoring.reward_head(toy / "reward", "cpu")
     assert [name for name in load_file(toy / "reward" / "adapter_model.safetensors") if name.endswith("score.weight")]
-    scores = rlhf.backbone.score_rows(model.eval(), head, [[5, 6, EOS], [7, 8, 9, EOS]], PAD)
+    scores = rlhf.scoring.score_rows(model.eval(), head, [[5, 6, EOS], [7, 8, 9, EOS]], PAD)
     command = [sys.executable, "-c", RELOAD, toy / "model", toy / "reward"]
     done = subprocess.run([*map(str, command)], cwd=TASK, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.split("SCORES ")[1])
@@ -491,20 +502,18 @@ def test_a_fresh_process_scores_alike(rlhf, toy, environment):
 
 
 def test_wrong_models_are_refused(rlhf, toy, tmp_path):
-    import shutil
-
     with pytest.raises(SystemExit, match="(?s)unmerged LoRA adapter.*Merge it first"):
-        rlhf.backbone.sft_model(str(toy / "reward"))
+        rlhf.stage.sft_model(str(toy / "reward"))
     other = tmp_path / "other"
     shutil.copytree(toy / "model", other)
     settings = json.loads((other / "config.json").read_text()) | {"rope_theta": 5}
     (other / "config.json").write_text(json.dumps(settings))
     with pytest.raises(SystemExit, match="trained on another model"):
-        rlhf.backbone.read_reward(toy / "reward", other)
+        rlhf.stage.read_reward(toy / "reward", other)
     with pytest.raises(SystemExit, match="holds no reward model"):
-        rlhf.backbone.read_reward(toy / "model", other)
+        rlhf.stage.read_reward(toy / "model", other)
     with pytest.raises(SystemExit, match="Use the same in every stage"):
-        rlhf.backbone.check_reward({"quantization": "4bit"}, SimpleNamespace(quantization="none"))
+        rlhf.stage.check_reward({"quantization": "4bit"}, SimpleNamespace(quantization="none"))
     headless = tmp_path / "headless"
     shutil.copytree(toy / "reward", headless)
     from safetensors.torch import load_file, save_file
@@ -512,7 +521,7 @@ def test_wrong_models_are_refused(rlhf, toy, tmp_path):
     weights = load_file(headless / "adapter_model.safetensors")
     save_file({n: w for n, w in weights.items() if "score" not in n}, headless / "adapter_model.safetensors")
     with pytest.raises(SystemExit, match="no score head"):
-        rlhf.backbone.reward_head(headless, "cpu")
+        rlhf.scoring.reward_head(headless, "cpu")
 
 
 def test_a_merged_model_answers_as_base_and_adapter(rlhf, tiny_model, tmp_path):
@@ -521,7 +530,7 @@ def test_a_merged_model_answers_as_base_and_adapter(rlhf, tiny_model, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(
-        r=4, target_modules=rlhf.backbone.PROJECTIONS, task_type="CAUSAL_LM"))  # fmt: skip
+        r=4, target_modules=rlhf.stage.PROJECTIONS, task_type="CAUSAL_LM"))  # fmt: skip
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -536,7 +545,7 @@ def test_a_merged_model_answers_as_base_and_adapter(rlhf, tiny_model, tmp_path):
         merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
         base = AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits
     assert (merged - expected).abs().max() < 0.05 * (base - expected).abs().max()  # rounded to bfloat16 once
-    assert rlhf.backbone.sft_model(str(folder)) == folder and (folder / "tokenizer.json").exists()
+    assert rlhf.stage.sft_model(str(folder)) == folder and (folder / "tokenizer.json").exists()
     assert rlhf.merge.main([*out, "--reuse"]) == folder
     again = rlhf.merge.main(out)
     assert again == folder.with_name("merged-2")  # results are never overwritten
@@ -583,7 +592,7 @@ def test_bad_pairs_are_dropped_counted_and_named(rlhf, tmp_path):
     ]
     file = tmp_path / "bad.json"
     file.write_text(json.dumps(bad))
-    pairs, report = rlhf.data.read_pairs(file)
+    pairs, report = rlhf.data.read_rows(file)
     assert pairs == [{"prompt": [USER], "chosen": "a", "rejected": "b"}] and report["rows"] == 10
     assert report["dropped"] == {
         "equal sides": 1, "empty": 1, "missing": 2, "wrong type": 3, "prompt does not end with the user": 1,
@@ -592,7 +601,7 @@ def test_bad_pairs_are_dropped_counted_and_named(rlhf, tmp_path):
     assert f"{file}: row 2, column rejected: the same text as chosen; pair dropped: equal sides" in report["problems"]
     file.write_text('[{"prompt": "Hi", "answer": "x"}]')
     with pytest.raises(SystemExit, match="no column 'chosen'. Columns found: answer, prompt."):
-        rlhf.data.read_pairs(file)
+        rlhf.data.read_rows(file)
 
 
 def test_json_lines_and_parquet_are_read_alike(rlhf, tmp_path):
@@ -603,7 +612,7 @@ def test_json_lines_and_parquet_are_read_alike(rlhf, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(rows))
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    made = [rlhf.data.read_pairs(file)[0] for file in sorted(tmp_path.iterdir())]
+    made = [rlhf.data.read_rows(file)[0] for file in sorted(tmp_path.iterdir())]
     assert len(made) == 3 and made[0] == made[1] == made[2] and len(made[0]) == 2
 
 
@@ -611,10 +620,10 @@ def test_the_split_is_by_prompt(rlhf):
     pairs = [
         {"prompt": [{"role": "user", "content": f"q{n // 3}"}], "chosen": "a", "rejected": f"b{n}"} for n in range(90)
     ]
-    train, held = rlhf.data.split_pairs(pairs, 0.1, 42)
+    train, held = rlhf.data.split(pairs, 0.1, 42)
     assert len(train) == 81 and len(held) == 9
     assert not {str(p["prompt"]) for p in train} & {str(p["prompt"]) for p in held}
-    assert rlhf.data.split_pairs(pairs, 0.1, 42) == (train, held)
+    assert rlhf.data.split(pairs, 0.1, 42) == (train, held)
 
 
 def test_long_pairs_are_left_out_and_sides_end_in_eos(rlhf, demo_model, capsys):
@@ -642,7 +651,7 @@ def test_the_order_of_prompts_needs_no_memory(rlhf):
 
 
 def test_the_sample(rlhf):
-    pairs, report = rlhf.data.read_pairs(TASK / "sample" / "pairs.jsonl")
+    pairs, report = rlhf.data.read_rows(TASK / "sample" / "pairs.jsonl")
     assert (report["rows"], report["kept"]) == (48, 48)
     assert all(len(pair["chosen"]) < len(pair["rejected"]) for pair in pairs)
     assert all(rlhf.gold.gold(pair["chosen"]) > -3 for pair in pairs)
@@ -683,17 +692,17 @@ def test_micro_batch_follows_the_card(rlhf, monkeypatch):
     card = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(card))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (card["bytes"] - card.get("others", 0), card["bytes"]))
-    assert rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args) == 8  # no GPU
+    assert rlhf.estimate.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args) == 8  # no GPU
     found = {}
     for size in (12, 24, 48, 80):
         card["bytes"] = size * 1e9
-        found[size] = rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args)
+        found[size] = rlhf.estimate.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args)
     assert found[12] < found[24] < found[48] and found[80] == 32  # a minibatch at the most
     card |= {"bytes": 80e9, "others": 56e9}
-    assert rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args) == found[24]
+    assert rlhf.estimate.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args) == found[24]
     card |= {"bytes": 4e9, "others": 0}
     with pytest.raises(SystemExit, match="does not fit in 4 GB.*--gradient_checkpointing"):
-        rlhf.backbone.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args)
+        rlhf.estimate.rows_at_once("Qwen/Qwen2.5-0.5B-Instruct", 512, 32, args)
 
 
 @pytest.mark.parametrize(
@@ -701,18 +710,18 @@ def test_micro_batch_follows_the_card(rlhf, monkeypatch):
 )
 def test_estimate_of_an_update_against_what_was_measured(rlhf, name, micro, gb):
     """bench/results/ppo_vs_trl.json: prompts and answers of 128 tokens, 64 answers a rollout, H200."""
-    from common import memory
+    from common.speed import fit
 
-    shape = memory.shape_of(f"Qwen/Qwen2.5-{name}-Instruct")
-    more = rlhf.backbone.update_needs(SimpleNamespace(rollout_size=64), 256, micro)
-    size = sum(memory.needs(shape, r=16, four_bit=False, checkpointing=False, code="plain", **more).values())
+    shape = fit.shape_of(f"Qwen/Qwen2.5-{name}-Instruct")
+    more = rlhf.estimate.update_needs(SimpleNamespace(rollout_size=64), 256, micro)
+    size = sum(fit.needs(shape, r=16, four_bit=False, checkpointing=False, code="plain", **more).values())
     assert 1 < size / 1e9 / gb < 1.15
 
 
 def test_metrics_at_equal_kl(rlhf):
     rows = [{"kl": 1.0, "proxy": 0.0}, {"kl": 4.0, "proxy": 1.0}, {"kl": 9.0, "proxy": 0.0}]
-    assert rlhf.compare.at_kl(rows, 2.25, "proxy") == 0.5 and rlhf.compare.at_kl(rows, 6.25, "proxy") == 0.5
-    assert rlhf.compare.at_kl(rows, 0.5, "proxy") is None and rlhf.compare.at_kl(rows, 10.0, "proxy") is None
+    assert rlhf.plots.at_kl(rows, 2.25, "proxy") == 0.5 and rlhf.plots.at_kl(rows, 6.25, "proxy") == 0.5
+    assert rlhf.plots.at_kl(rows, 0.5, "proxy") is None and rlhf.plots.at_kl(rows, 10.0, "proxy") is None
 
 
 # -- whole runs
@@ -809,6 +818,45 @@ def test_every_policy_is_asked(chain):
     assert again.returncode and "exists and is kept" in again.stderr
 
 
+def test_runs_of_the_old_code_are_asked_and_of_other_recipes_refused(chain):
+    """run.json had no task, started and finished; other recipes' runs have another task, or, made by old code, no stage."""
+    ask = ["--max_new_tokens", 2, "--bf16", "false", "--prompt", "Why?"]
+    (ppo,), (grpo,) = runs_of(chain, "ppo"), runs_of(chain, "grpo")
+    record = json.loads((ppo / "run.json").read_text())
+    old = shutil.copytree(ppo, chain.folder / "old_ppo")
+    asked = [each for each in record["arguments"] if each not in ("given", "own_flags", "trainer")]
+    old_record = {name: record[name] for name in record if name not in ("task", "started", "finished")}
+    old_record["arguments"] = {name: record["arguments"][name] for name in asked}
+    (old / "run.json").write_text(json.dumps(old_record))
+    shown = chain.run("infer.py", *ask, "--ppo", old).stdout
+    assert f"ppo: {old}" in shown and f"grpo: {grpo}" in shown and shown.count(", score ") == 3
+    for change, said in (
+        (dict(task="alpaca"), "it is a run of alpaca"),
+        (dict(stage="reward"), "no run of train_ppo.py"),
+    ):
+        (old / "run.json").write_text(json.dumps(record | change))
+        refused = chain.run("infer.py", *ask, "--ppo", old, check=False)
+        assert refused.returncode and said in refused.stderr and "Traceback" not in refused.stderr
+    del old_record["stage"], old_record["inputs"]
+    (old / "run.json").write_text(json.dumps(old_record))
+    refused = chain.run("infer.py", *ask, "--ppo", old, check=False)
+    assert refused.returncode and "no run of train_ppo.py" in refused.stderr
+
+
+def test_the_printed_next_command_works(chain):
+    """Where the person stands: the chain was started beside outputs/, and not in the recipe's folder."""
+    (merged,) = runs_of(chain, "merged")
+    done = chain.run("merge.py", "--adapter", chain.folder / "sft", "--output_dir", chain.folder / "merged_here")
+    (command,) = re.findall(r"^Next: python (.*)$", done.stdout, re.MULTILINE)
+    file, *arguments = shlex.split(command)
+    assert (chain.folder / file).samefile(TASK / "train_reward.py")
+    assert (chain.folder / arguments[1] / "config.json").is_file() and arguments[0] == "--model" and merged.is_dir()
+
+
+def test_rollouts_are_those_of_r1_grpo():
+    assert (TASK / "rollout.py").read_bytes() == (ROOT / "r1_grpo" / "rollout.py").read_bytes()
+
+
 def test_best_of_n_is_reported(chain):
     merged, reward = runs_of(chain, "merged")[0], runs_of(chain, "reward")[0]
     data = TASK / "sample" / "pairs.jsonl"
@@ -852,7 +900,7 @@ def test_a_killed_run_goes_on_bit_for_bit(chain):
     assert process.returncode == 143 and "the same command goes on from it" in said, said
     assert 1 <= len(numbers(out)) < 4 and json.loads((out / "run.json").read_text())["status"] == "unfinished"
     done = chain.run("train_ppo.py", *flags)
-    assert "an unfinished run with these arguments goes on from checkpoint-" in done.stdout
+    assert "goes on from checkpoint-" in done.stdout
     assert numbers(out) == numbers(straight)
     name = "adapter_model.safetensors"
     assert (out / name).read_bytes() == (straight / name).read_bytes()

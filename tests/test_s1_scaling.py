@@ -4,14 +4,17 @@ import json
 import re
 from collections import Counter
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from common.tokens import tokenize
+
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "s1_scaling"
-MODULES = ("tasks", "data", "budget", "grade", "infer", "evaluate", "train")
+MODULES = ("domains", "tasks", "data", "funnel", "prompt", "budget", "scaling", "evaluate", "infer", "train", "grade")
 DOMAINS = {"sums", "letters", "dates", "units", "clock"}
 
 
@@ -116,12 +119,12 @@ def test_shares_of_second_looks_are_as_told(s1):
     looks = Counter(each["look"] for each in s1.tasks.make(1500, "train"))
     assert looks["corrected"] / 1500 == pytest.approx(s1.tasks.CORRECTED, abs=0.05)
     assert looks["confirmed"] / 1500 == pytest.approx(s1.tasks.CONFIRMED, abs=0.03)
-    assert not set(s1.tasks.WORDS) & set(s1.tasks.TEST_WORDS)
+    assert not set(s1.domains.WORDS) & set(s1.domains.TEST_WORDS)
 
 
 def test_the_sample_is_what_its_commands_make(s1, script, tmp_path):
-    script(TASK / "data.py", "--generate", 240, "--levels", 1, "--out", tmp_path)
-    shown = script(TASK / "data.py", "--select", 144, "--pool", tmp_path / "pool.jsonl", "--out", tmp_path).stdout
+    script(TASK / "tasks.py", "--generate", 240, "--levels", 1, "--out", tmp_path)
+    shown = script(TASK / "funnel.py", "--select", 144, "--pool", tmp_path / "pool.jsonl", "--out", tmp_path).stdout
     for name in ("pool.jsonl", "test.jsonl", "train.jsonl"):
         assert (tmp_path / name).read_bytes() == (TASK / "sample" / name).read_bytes(), name
     assert re.search(r"collected +234 +59,029  3 duplicate, 3 test question", shown)
@@ -131,8 +134,9 @@ def test_the_sample_is_what_its_commands_make(s1, script, tmp_path):
     stages = json.loads((tmp_path / "funnel.json").read_text())["stages"]
     assert [stage["kept"] for stage in stages] == [240, 234, 228, 213, 213, 144]
     assert (tmp_path / "funnel.png").read_bytes()[:4] == b"\x89PNG"
-    again = script(TASK / "data.py", "--generate", 240, "--out", tmp_path, check=False)
-    assert again.returncode and "exists and is not overwritten" in again.stderr
+    for again in (["tasks.py", "--generate", 240], ["funnel.py", "--select", 144, "--pool", tmp_path / "pool.jsonl"]):
+        done = script(TASK / again[0], *again[1:], "--out", tmp_path, check=False)
+        assert done.returncode and "exists and is kept" in done.stderr
 
 
 # -- the funnel
@@ -141,26 +145,26 @@ def test_the_sample_is_what_its_commands_make(s1, script, tmp_path):
 def test_the_longest_trace_comes_first_as_often_as_it_should(s1):
     """P = 1 / (1 + 1/2 + ... + 2^-(n-1)) = 1 / (2 - 2^(1-n)): 0.516 for five."""
     rows = [row(n, trace="word " * (n + 1)) for n in range(5)]
-    first = Counter(s1.data.diverse(rows, 1, seed)[0]["answer"] for seed in range(4000))
+    first = Counter(s1.funnel.diverse(rows, 1, seed)[0]["answer"] for seed in range(4000))
     assert first["4"] / 4000 == pytest.approx(1 / (2 - 2**-4), abs=0.025)
     assert first["3"] / 4000 == pytest.approx(0.5 / (2 - 2**-4), abs=0.025)
 
 
 def test_domains_are_drawn_alike_however_large(s1):
     rows = [row(n, "large") for n in range(900)] + [row(1000 + n, "small") for n in range(100)]
-    chosen = s1.data.diverse(rows, 100, 0)
+    chosen = s1.funnel.diverse(rows, 100, 0)
     assert Counter(each["domain"] for each in chosen)["small"] == pytest.approx(50, abs=17)
-    assert s1.data.entropy(chosen) > 0.9 > s1.data.entropy(rows)
+    assert s1.funnel.entropy(chosen) > 0.9 > s1.funnel.entropy(rows)
 
 
 def test_choosing_is_deterministic_unique_and_ends(s1):
     rows = [row(n, f"domain {n % 3}") for n in range(50)]
-    one, other = s1.data.diverse(rows, 20, 7), s1.data.diverse(rows[::-1], 20, 7)
-    assert one == other != s1.data.diverse(rows, 20, 8)  # the order of the file does not matter
+    one, other = s1.funnel.diverse(rows, 20, 7), s1.funnel.diverse(rows[::-1], 20, 7)
+    assert one == other != s1.funnel.diverse(rows, 20, 8)  # the order of the file does not matter
     assert len({each["question"] for each in one}) == 20
-    everything = s1.data.diverse(rows, 99, 7)
+    everything = s1.funnel.diverse(rows, 99, 7)
     assert len(everything) == 50 and {each["answer"] for each in everything} == {str(n) for n in range(50)}
-    assert s1.data.diverse([], 5, 0) == []
+    assert s1.funnel.diverse([], 5, 0) == []
 
 
 def test_every_stage_takes_out_what_is_its_own(s1):
@@ -183,7 +187,7 @@ def test_every_stage_takes_out_what_is_its_own(s1):
     against = [f"Today {shared} cat", "Question 4?"]  # a short one must match as a whole
     grades = {s1.data.key(f"Question {n}?"): {"a": n == 1, "b": n == 2} for n in range(1, 20)}
     grades[s1.data.key("**Why** and keep p in it?")] = {"a": False}
-    chosen, stages = s1.data.funnel(raw, 5, against, grades, ("best",), 0)
+    chosen, stages = s1.funnel.funnel(raw, 5, against, grades, ("best",), 0)
     dropped = {stage["stage"]: stage["dropped"] for stage in stages}
     assert dropped["collected"] == {"duplicate": 1, "test question": 2}
     assert dropped["complete"] == {"missing": 2, "wrong type": 1, "empty": 1}
@@ -199,10 +203,10 @@ def test_every_stage_takes_out_what_is_its_own(s1):
 
 def test_trusted_rows_come_first_and_only_once(s1):
     raw = [row(n, source="AIME" if n < 3 else "web") for n in range(12)]
-    chosen, stages = s1.data.funnel(raw, 6, trusted=("AIME",))
+    chosen, stages = s1.funnel.funnel(raw, 6, trusted=("AIME",))
     assert [each["source"] for each in chosen].count("AIME") == 3 == stages[-1]["first"]
     assert len({each["question"] for each in chosen}) == 6
-    assert len(s1.data.funnel(raw, 2, trusted=("AIME",))[0]) == 2
+    assert len(s1.funnel.funnel(raw, 2, trusted=("AIME",))[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -219,14 +223,14 @@ def test_trusted_rows_come_first_and_only_once(s1):
 def test_a_pool_that_cannot_be_chosen_from(script, tmp_path, rows, arguments, said):
     pool = write(tmp_path / "pool.jsonl", rows)
     arguments = [pool if each == "POOL" else each for each in arguments]
-    done = script(TASK / "data.py", "--select", 3, "--pool", pool, "--out", tmp_path / "out", *arguments, check=False)
+    done = script(TASK / "funnel.py", "--select", 3, "--pool", pool, "--out", tmp_path / "out", *arguments, check=False)
     assert done.returncode and said in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_more_asked_for_than_there_is_and_one_domain_only(script, tmp_path):
     pool = write(tmp_path / "pool.jsonl", [row(n) for n in range(4)])
-    shown = script(TASK / "data.py", "--select", 9, "--pool", pool, "--out", tmp_path / "out").stdout
+    shown = script(TASK / "funnel.py", "--select", 9, "--pool", pool, "--out", tmp_path / "out").stdout
     assert "9 rows were asked for and 4 were left: all are taken" in shown
     assert "there is one domain only" in shown and "no test questions were given" in shown
     assert len((tmp_path / "out" / "train.jsonl").read_text().splitlines()) == 4
@@ -271,23 +275,31 @@ def test_gsm8k_and_s1k_are_taken_as_they_are(s1):
     assert [each["domain"] for each in rows] == ["all", "math", "all"] and rows[1]["source"] == "x"
 
 
-def test_bad_rows_are_dropped_counted_and_named(s1, tmp_path):
+def test_bad_rows_are_dropped_counted_and_named(s1, tmp_path, capsys):
     file = write(tmp_path / "rows.jsonl", [row(1), row(2, trace="x<|im_end|>"), row(3, answer=None), "text", row(4)])
-    train, test, (report,) = s1.data.read_splits(file)
-    assert len(train) == len(test) == 1 and report["dropped"] == {"delimiter": 1, "missing": 1, "wrong type": 1}
-    assert "row 2: column trace: <|im_end|>, which would end the thinking" in s1.data.format_report(report)
+    read = lambda source: s1.data.load_splits(s1.data.DataArgs(str(source)))  # noqa: E731
+    train, test = read(file)
+    said = capsys.readouterr().out
+    assert len(train) == len(test) == 1
+    assert "5 rows, 2 kept; dropped: 1 delimiter, 1 missing, 1 wrong type" in said
+    assert "row 2: column trace: <|im_end|>, which would end the thinking" in said
     (tmp_path / "broken.jsonl").write_text('{"a" 1}')
     with pytest.raises(SystemExit, match="line 1, column 6: not JSON"):
-        s1.data.read_splits(tmp_path / "broken.jsonl")
-    with pytest.raises(SystemExit, match="one question only"):
-        s1.data.read_splits(write(tmp_path / "one.jsonl", [row(1), row(1)]))
+        read(tmp_path / "broken.jsonl")
+    with pytest.raises(SystemExit, match="one to train on and one to hold out"):
+        read(write(tmp_path / "one.jsonl", [row(1), row(1)]))
 
 
 # -- what is trained on
 
 
+def encoded(s1, tokenizer, *rows):
+    (ids,), (labels,) = s1.prompt.encode(tokenizer, rows)
+    return {"input_ids": ids, "labels": labels}
+
+
 def test_the_question_is_read_and_the_rest_is_learned(s1, tokenizer):
-    (made,) = s1.train.encode([row(7, trace="Three\nlines\nhere.")], tokenizer, 200, "rows")
+    made = encoded(s1, tokenizer, row(7, trace="Three\nlines\nhere."))
     learned = [token for token in made["labels"] if token != -100]
     assert tokenizer.decode(learned) == (
         "<|im_start|>think\nThree\nlines\nhere.\n<|im_start|>answer\nAnswer: 7<|im_end|>"
@@ -296,25 +308,26 @@ def test_the_question_is_read_and_the_rest_is_learned(s1, tokenizer):
     assert tokenizer.decode(read).endswith("user\nQuestion 7?<|im_end|>\n<|im_start|>assistant\n")
     assert made["labels"][: len(read)] == [-100] * len(read) and tokenizer.pad_token_id not in made["input_ids"]
     # What inference puts in are the ids that training saw.
-    mark = s1.budget.marks(tokenizer)
+    mark = s1.prompt.marks(tokenizer)
     assert learned[: len(mark.open)] == mark.open
     start = learned.index(mark.answer[0], 1)
     assert learned[start : start + len(mark.answer)] == mark.answer and learned[start] in mark.stop
 
 
 def test_a_wait_in_a_trace_is_the_wait_that_is_put_in(s1, tokenizer):
-    (made,) = s1.train.encode([row(7, trace="So it is 8.\nWait, let me check.")], tokenizer, 200, "rows")
-    (wait,) = s1.budget.marks(tokenizer).wait
+    made = encoded(s1, tokenizer, row(7, trace="So it is 8.\nWait, let me check."))
+    (wait,) = s1.prompt.marks(tokenizer).wait
     assert made["labels"].count(wait) == 1 and tokenizer.decode([wait]) == "Wait"
 
 
 def test_rows_that_do_not_fit_are_dropped_and_never_cut(s1, tokenizer, capsys):
     rows = [row(1), row(2, trace="word " * 300)]
-    made = s1.train.encode(rows, tokenizer, 100, "training rows")
+    to_ids = partial(s1.prompt.encode, tokenizer)
+    made = tokenize(rows, to_ids, 100, "training rows")
     assert len(made) == 1 and made[0]["labels"][-1] == tokenizer.eos_token_id
-    assert "training rows: 1 rows over --max_length 100 dropped, none is cut" in capsys.readouterr().out
+    assert "training rows: 1 of 2 rows are over --max_length 100: dropped" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no row fits"):
-        s1.train.encode(rows, tokenizer, 9, "training rows")
+        tokenize(rows, to_ids, 9, "training rows")
 
 
 # -- budget forcing, with a scripted generator
@@ -398,11 +411,7 @@ def test_an_immediate_end_and_no_budget_at_all(s1, mark):
 
 
 def test_a_batch_is_what_its_rows_are_alone(s1, mark):
-    texts = [
-        [[10, START], [11, START], [50, END]],
-        [[12] * 30, [51]],
-        [[13, 13, 13, 13, START], [14, END], [52, END]],
-    ]
+    texts = [[[10, START], [11, START], [50, END]], [[12] * 30, [51]], [[13, 13, 13, 13, START], [14, END], [52, END]]]
     together, gen = forced(s1, mark, texts, 9, 1)
     alone = []
     for each in texts:
@@ -425,11 +434,11 @@ def test_budgets_that_make_no_sense_stop(s1, mark, tokenizer):
         convert_tokens_to_ids=lambda text: None, backend_tokenizer=tokenizer.backend_tokenizer, unk_token_id=0
     )
     with pytest.raises(SystemExit, match="no token <|im_start|>"):
-        s1.budget.marks(broken)
+        s1.prompt.marks(broken)
 
 
 def test_text_of_a_result_marks_what_was_forced(s1, tokenizer):
-    ids = s1.budget.marks(tokenizer)
+    ids = s1.prompt.marks(tokenizer)
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
     first = encode("One.\n")
     made = dict(
@@ -450,19 +459,32 @@ def plain(model, prompt, new, ends):
     return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how)[0, len(prompt) :].tolist()
 
 
+def asked(*questions):
+    return [{"question": question} for question in questions]
+
+
+def how(way):
+    """Arguments of hf_engine: generate(), or a GPU's decoder, whose steps are taken one by one here."""
+    from common.speed import graph
+
+    return dict(decode=graph.decode, by_steps=True) if way == "decode" else {}
+
+
 def stopping(s1, model, tokenizer, prompts, place=6):
     """Marks whose stop tokens are ones that the random model does write: its own tokens at `place`."""
-    mark = s1.budget.marks(tokenizer)
+    mark = s1.prompt.marks(tokenizer)
     free = [plain(model, prompt + mark.open, place + 1, mark.stop)[place] for prompt in prompts]
     mark.stop = mark.stop | set(free)
     return mark
 
 
-@pytest.mark.parametrize("graph", [None, False])
-def test_without_forcing_it_is_plain_greedy(s1, tiny, tokenizer, graph):
-    prompts = s1.budget.prompt_ids(tokenizer, ["How many r in raspberry?", "Hi", "What is 1 + 1, and why is it so?"])
+@pytest.mark.parametrize("way", ["generate", "decode"])
+def test_without_forcing_it_is_plain_greedy(s1, tiny, tokenizer, way):
+    prompts = s1.prompt.prompt_ids(
+        tokenizer, asked("How many r in raspberry?", "Hi", "What is 1 + 1, and why is it so?")
+    )
     mark = stopping(s1, tiny, tokenizer, prompts)
-    gen = s1.budget.hf_engine(tiny, tokenizer, "hf", batch_size=2, graph=graph)
+    gen = s1.budget.hf_engine(tiny, tokenizer, "hf", batch_size=2, **how(way))
     made = s1.budget.force(gen, prompts, mark, s1.budget.Budget(40, 0, 4))
     for prompt, each in zip(prompts, made, strict=True):
         greedy = plain(tiny, prompt + mark.open, 40, mark.stop)
@@ -472,15 +494,15 @@ def test_without_forcing_it_is_plain_greedy(s1, tiny, tokenizer, graph):
         assert each["answer"] == [token for token in answer if token not in mark.stop]
 
 
-@pytest.mark.parametrize("graph", [None, False])
-def test_waits_and_caps_with_a_model(s1, tiny, tokenizer, graph):
-    prompts = s1.budget.prompt_ids(tokenizer, ["How many r in raspberry?", "What is 1 + 1, and why is it so?"])
+@pytest.mark.parametrize("way", ["generate", "decode"])
+def test_waits_and_caps_with_a_model(s1, tiny, tokenizer, way):
+    prompts = s1.prompt.prompt_ids(tokenizer, asked("How many r in raspberry?", "What is 1 + 1, and why is it so?"))
     mark = stopping(s1, tiny, tokenizer, prompts)
     # Right after a Wait the model would stop at once, were it allowed to.
     for prompt in prompts:
         begun = plain(tiny, prompt + mark.open, 40, mark.stop)[:-1] + mark.wait
         mark.stop.add(plain(tiny, prompt + mark.open + begun, 1, mark.stop)[0])
-    gen = s1.budget.hf_engine(tiny, tokenizer, "hf", graph=graph)
+    gen = s1.budget.hf_engine(tiny, tokenizer, "hf", **how(way))
     for each in s1.budget.force(gen, prompts, mark, s1.budget.Budget(60, 2, 4)):
         assert not mark.stop & (set(each["think"]) - set(mark.wait)) and len(each["think"]) <= 60
         assert each["reason"] == "length" or len(each["waits"]) == 2
@@ -493,24 +515,23 @@ def test_waits_and_caps_with_a_model(s1, tiny, tokenizer, graph):
 
 
 def test_both_ways_of_the_engine_write_the_same(s1, tiny, tokenizer):
-    prompts = s1.budget.prompt_ids(tokenizer, ["How many r in raspberry?", "Hi", "What is 1 + 1?"])
+    prompts = s1.prompt.prompt_ids(tokenizer, asked("How many r in raspberry?", "Hi", "What is 1 + 1?"))
     mark = stopping(s1, tiny, tokenizer, prompts[:1])
-    engines = [s1.budget.hf_engine(tiny, tokenizer, "hf", graph=graph) for graph in (None, False)]
+    engines = [s1.budget.hf_engine(tiny, tokenizer, "hf", **how(way)) for way in ("generate", "decode")]
     for min_new in (0, 1):
         one, other = (gen(prompts, [20, 1, 7], min_new, mark.stop) for gen in engines)
         assert one == other and len(one[1]) == 1 and len(one[2]) <= 7
 
 
 def test_in_pieces_the_texts_are_the_same_and_those_that_ended_leave(s1, tiny, tokenizer, monkeypatch):
-    prompts = s1.budget.prompt_ids(tokenizer, ["How many r in raspberry?", "Hi", "What is 1 + 1?"])
+    prompts = s1.prompt.prompt_ids(tokenizer, asked("How many r in raspberry?", "Hi", "What is 1 + 1?"))
     mark = stopping(s1, tiny, tokenizer, prompts[:1])
     whole = s1.budget.hf_engine(tiny, tokenizer, "hf")(prompts, [20, 1, 11], 1, mark.stop)
-    from common import decoding
-
-    sizes, decode = [], decoding.decode
+    sizes, decode = [], how("decode")["decode"]
     monkeypatch.setattr(s1.budget, "PIECE", 4)
-    monkeypatch.setattr(decoding, "decode", lambda model, p, *rest: sizes.append(len(p)) or decode(model, p, *rest))
-    pieces = s1.budget.hf_engine(tiny, tokenizer, "hf", graph=False)(prompts, [20, 1, 11], 1, mark.stop)
+    seen = lambda model, p, *rest: sizes.append(len(p)) or decode(model, p, *rest)  # noqa: E731
+    gen = s1.budget.hf_engine(tiny, tokenizer, "hf", decode=seen, by_steps=True)
+    pieces = gen(prompts, [20, 1, 11], 1, mark.stop)
     assert pieces == whole and max(map(len, whole)) > 4
     assert sizes[0] == 3 and len(sizes) > 1 and max(sizes[1:]) < 3
 
@@ -518,10 +539,10 @@ def test_in_pieces_the_texts_are_the_same_and_those_that_ended_leave(s1, tiny, t
 def test_sampling_differs_and_is_seeded(s1, tiny, tokenizer):
     import torch
 
-    prompts = s1.budget.prompt_ids(tokenizer, ["Hi"]) * 2
-    mark = s1.budget.marks(tokenizer)
-    for graph in (None, False):
-        gen = s1.budget.hf_engine(tiny, tokenizer, "hf", temperature=1.0, graph=graph)
+    prompts = s1.prompt.prompt_ids(tokenizer, asked("Hi")) * 2
+    mark = s1.prompt.marks(tokenizer)
+    for way in ("generate", "decode"):
+        gen = s1.budget.hf_engine(tiny, tokenizer, "hf", temperature=1.0, **how(way))
         runs = []
         for seed in (1, 1, 2):
             torch.manual_seed(seed)
@@ -535,7 +556,8 @@ def test_sampling_differs_and_is_seeded(s1, tiny, tokenizer):
 def test_grades_go_on_where_they_stopped(s1, tmp_path, capsys):
     rows, out, asked = [row(n) for n in range(5)], tmp_path / "grades.jsonl", []
 
-    def ask(questions):
+    def ask(rows):
+        questions = [each["question"] for each in rows]
         asked.extend(questions)
         return [f"It is {re.search(r'[0-9]+', question)[0]}" if "2" not in question else "?" for question in questions]
 
@@ -545,7 +567,7 @@ def test_grades_go_on_where_they_stopped(s1, tmp_path, capsys):
     s1.grade.grade(ask, rows, "weak", out, 2)
     assert asked == [each["question"] for each in rows]  # nothing twice
     s1.grade.grade(ask, rows[:1], "other", out, 2)
-    grades = s1.data.read_grades([out])
+    grades = s1.funnel.read_grades([out])
     assert [grades[s1.data.key(each["question"])]["weak"] for each in rows] == [True, True, False, True, True]
     assert grades[s1.data.key(rows[0]["question"])] == {"weak": True, "other": True}
     assert "weak: 2 asked, 2 of them right (100.0%); 3 were in" in capsys.readouterr().out
@@ -566,13 +588,13 @@ def test_a_model_grades_a_pool(script, tiny_model, tmp_path):
 
 
 def test_control_scaling_and_performance_by_hand(s1):
-    assert s1.evaluate.control([(5, 0, 8), (8, 0, 8), (9, 0, 8), (3, 4, 8)]) == 50
+    assert s1.scaling.control([(5, 0, 8), (8, 0, 8), (9, 0, 8), (3, 4, 8)]) == 50
     points = [(100, 10.0), (200, 30.0), (400, 30.0)]
-    # slopes a token: 0.2, 20/300, 0; their mean is 0.08888..
-    assert s1.evaluate.scaling(points) == pytest.approx(100 * (0.2 + 20 / 300) / 3)
-    assert s1.evaluate.scaling(points[::-1]) == s1.evaluate.scaling(points)
-    assert s1.evaluate.scaling([(100, 10.0), (100, 20.0)]) is None and s1.evaluate.scaling(points[:1]) is None
-    assert s1.evaluate.scaling([(100, 30.0), (200, 10.0)]) == -20 and s1.evaluate.performance(points) == 30
+    # slopes per token: 0.2, 20/300, 0; their mean is 0.08888..
+    assert s1.scaling.scaling(points) == pytest.approx(100 * (0.2 + 20 / 300) / 3)
+    assert s1.scaling.scaling(points[::-1]) == s1.scaling.scaling(points)
+    assert s1.scaling.scaling([(100, 10.0), (100, 20.0)]) is None and s1.scaling.scaling(points[:1]) is None
+    assert s1.scaling.scaling([(100, 30.0), (200, 10.0)]) == -20 and s1.scaling.performance(points) == 30
 
 
 def test_votes(s1):
@@ -584,7 +606,7 @@ def test_votes(s1):
 def test_runs_with_a_scripted_model(s1, tokenizer):
     """Thinking at all makes it right, a Wait makes it wrong, and samples differ: each number can be foreseen."""
     rows = [{"question": "Four?", "answer": "4", "domain": "a"}, {"question": "Five?", "answer": "5", "domain": "b"}]
-    mark = s1.budget.marks(tokenizer)
+    mark = s1.prompt.marks(tokenizer)
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
     end = tokenizer.eos_token_id
     drawn = iter(["4", "4", "9", "8", "8", "5"])
@@ -616,13 +638,15 @@ def test_runs_with_a_scripted_model(s1, tokenizer):
         "at most 0": (0, 0), "at most 2": (2, 0), "0 Waits": (4, 1), "1 Waits": (9, 0.5),
         "1 votes": (4, 0.5), "3 votes": (12, 0.5),
     }  # fmt: skip
-    found = s1.evaluate.summary(runs, rows, 0)
+    found = s1.scaling.summary(runs, rows, 0)
     assert found["control"] == 100 and found["control without forcing"] == 0
     assert found["performance, cap"] == found["performance, wait"] == 100
     assert found["scaling, cap"] == pytest.approx(100 * (0 + 100 / 4 + 100 / 2) / 3)
     assert found["scaling, wait"] == pytest.approx(100 * -50 / 5)
     assert found["gain over no forcing"]["1 Waits"][0] == -0.5 and found["by domain"]["1 Waits"] == {"a": 1, "b": 0}
-    assert "1 Waits        against 0 Waits: -50.0%" in s1.evaluate.as_text(found)
+    text = s1.scaling.as_text(runs, found)
+    assert re.search(r"1 Waits +9\.0 +50\.0% .* -50\.0% +\[", text)
+    assert "control: 100.0% (the same caps without forcing: 0.0%)" in text
 
 
 # -- runs
@@ -659,7 +683,7 @@ def test_the_folder_works_alone(copied, script, tiny_model, tmp_path):
     )
     small = ["--limit", 3, "--caps", 0, 4, "--ignores", 0, 1, "--votes", 2, "--max_think", 8, "--max_answer", 3]
     said = script(task / "evaluate.py", *small).stdout
-    assert "control            100.0%" in said and "majority vote" in said
+    assert "control: 100.0%" in said and "majority vote" in said
     results = folder / "evaluation_results"
     made = json.loads((results / "results.json").read_text())
     assert [run["name"] for run in made["runs"]] == ["at most 0", "at most 4", "0 Waits", "1 Waits", "2 votes"]
@@ -670,7 +694,7 @@ def test_the_folder_works_alone(copied, script, tiny_model, tmp_path):
     said = script(task / "evaluate.py", "--merge", results, results, "--out", tmp_path / "merged").stdout
     assert (
         "lowest to highest of 2" in said
-        and "against 0 Waits: " in said
+        and re.search(r"1 Waits .* [-+]\d+\.\d% +\[[-+]", said)
         and (tmp_path / "merged" / "scaling.png").is_file()
     )
     made["facts"]["questions_sha256"] = "other"
@@ -678,6 +702,17 @@ def test_the_folder_works_alone(copied, script, tiny_model, tmp_path):
     (tmp_path / "other" / "results.json").write_text(json.dumps(made))
     done = script(task / "evaluate.py", "--merge", results, tmp_path / "other", check=False)
     assert "has other questions than" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("file", ["infer.py", "evaluate.py"])
+def test_what_is_no_run_of_this_recipe_is_refused_by_name(script, tmp_path, file):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "demo/SmolLM2-135M-Instruct"}')
+    (tmp_path / "run.json").write_text('{"task": "medical", "arguments": {}}')
+    done = script(TASK / file, "--adapter", tmp_path, check=False)
+    assert done.returncode and "it is a run of medical" in done.stderr and "Traceback" not in done.stderr
+    if file == "evaluate.py":  # what was held out is in the run's record only
+        (tmp_path / "run.json").unlink()
+        assert "has no run.json" in script(TASK / file, "--adapter", tmp_path, check=False).stderr
 
 
 @pytest.mark.parametrize(
@@ -692,9 +727,10 @@ def test_the_folder_works_alone(copied, script, tiny_model, tmp_path):
         ("evaluate.py", ["--caps", "8", "x"], "--caps 8 x: takes whole numbers from 0 on"),
         ("evaluate.py", ["--merge", "nowhere"], "nowhere: no results.json that can be read"),
         ("grade.py", [], "--pool FILE and --out FILE are needed"),
-        ("data.py", ["--generate", "5", "--out", "x"], "takes at least 18"),
-        ("data.py", ["--select", "5", "--out", "x"], "--select takes its rows from --pool FILE"),
-        ("data.py", [], "give one of --check, --generate and --select"),
+        ("tasks.py", ["--generate", "5", "--out", "x"], "takes at least 18"),
+        ("tasks.py", ["--generate", "50", "--levels", "4", "--out", "x"], "invalid choice: 4"),
+        ("funnel.py", ["--select", "5", "--out", "x"], "the following arguments are required: --pool"),
+        ("data.py", ["--check", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
     ],
 )  # fmt: skip
 def test_bad_input_is_said_in_a_line(script, file, arguments, said):

@@ -5,6 +5,7 @@ and transformers' own masks are tested as they are. tests/gpu_equality.py compar
 """
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -277,3 +278,33 @@ def test_a_loaded_model_is_in_training_mode_all_the_way_down(tiny_model):
     assert not any(module.training for module in model.modules())
     model.train()
     assert all(module.training for module in model.modules())
+
+
+def test_rows_per_step_leave_the_split_to_auto_or_to_the_batch_size(tmp_path, monkeypatch, capsys):
+    config, *_ = tuned(tmp_path, monkeypatch, capsys, rows_per_step=64)
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64
+    assert config.per_device_train_batch_size > 2  # the card's choice
+    config, *_ = tuned(tmp_path, monkeypatch, capsys, rows_per_step=64, auto=False)
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (2, 32)
+    with pytest.raises(SystemExit, match="--rows_per_step 7 is no multiple of 2"):
+        tuned(tmp_path, monkeypatch, capsys, rows_per_step=7)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).resolve().parents[1].glob("*/fast.yaml")), ids=lambda f: f.parent.name
+)
+def test_what_a_yaml_says_binds_auto(file, tmp_path):
+    """fast.yaml fixes rows per step and learning rate and nothing that --auto chooses; what another one gives stays."""
+    import yaml
+
+    chosen = {"packing", "quantization", "fused_lora", "gradient_checkpointing", "per_device_train_batch_size"}
+    assert not chosen & set(yaml.safe_load(file.read_text("utf-8")))
+
+
+def test_a_value_in_yaml_is_given(tmp_path, monkeypatch, capsys):
+    from common.cli import parse
+
+    (tmp_path / "c.yaml").write_text("packing: false\nper_device_train_batch_size: 1\n")
+    args = parse(__file__, {}, {}, SftArgs, "trl:SFTConfig", ["--config", str(tmp_path / "c.yaml")])
+    config, args, _ = tuned(tmp_path, monkeypatch, capsys, args.given, (1, 8), packing=args.packing)
+    assert args.packing is False and config.per_device_train_batch_size == 1

@@ -15,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "vl_insurance"
-NAMES = ("fields", "render", "data", "model", "pretrain", "train", "infer", "evaluate")
+NAMES = (
+    "fields", "pictures", "prompt", "sheet", "data", "digits", "render", "lessons", "windows", "model", "answers", "miniature",
+    "pretrain", "train", "infer", "evaluate",
+)  # fmt: skip
 FACTS = {"mileage": 528915, "unit": "km", "speed": 62, "time": "14:07", "temperature": 22, "gear": "D"}
 CAP = 336 * 168
 
@@ -38,7 +41,7 @@ def vl():
 @pytest.fixture(scope="module")
 def tiny(vl, tmp_path_factory):
     """A miniature with random weights."""
-    return vl.model.build_miniature(tmp_path_factory.mktemp("vl") / "tiny")
+    return vl.miniature.build(tmp_path_factory.mktemp("vl") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,7 @@ def test_what_is_written_is_read_again(vl):
         assert vl.fields.parse(vl.fields.as_course(facts)) == facts
         assert vl.fields.parse(vl.fields.as_json(facts)) == facts
         assert (
-            vl.fields.parse("\n".join(f"{vl.fields.LABELS[k]} {v}" for k, v in vl.pretrain.plain(facts).items()))
+            vl.fields.parse("\n".join(f"{vl.fields.LABELS[k]} {v}" for k, v in vl.lessons.plain(facts).items()))
             == facts
         )
 
@@ -277,9 +280,11 @@ def test_pictures_that_are_put_right(vl, tmp_path):
     exif = Image.Exif()
     exif[0x0112], exif[0x8825] = 6, {1: "N"}  # lies on its side; GPS
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif, quality=98)
-    loaded = vl.data.load_image(tmp_path / "turned.jpg")
+    loaded = vl.pictures.load_image(tmp_path / "turned.jpg")
     assert (
-        loaded.size == (336, 168) and vl.data.is_rotated(tmp_path / "turned.jpg") and not loaded.getexif().get(0x8825)
+        loaded.size == (336, 168)
+        and vl.pictures.is_rotated(tmp_path / "turned.jpg")
+        and not loaded.getexif().get(0x8825)
     )
     difference = [
         abs(a - b) for a, b in zip(loaded.convert("L").tobytes(), upright.convert("L").tobytes(), strict=True)
@@ -287,11 +292,11 @@ def test_pictures_that_are_put_right(vl, tmp_path):
     assert sum(difference) / len(difference) < 3
     clear = Image.new("RGBA", (30, 30), (255, 0, 0, 0))
     clear.save(tmp_path / "clear.png")
-    assert vl.data.load_image(tmp_path / "clear.png").getpixel((3, 3)) == (255, 255, 255)  # not red, not black
+    assert vl.pictures.load_image(tmp_path / "clear.png").getpixel((3, 3)) == (255, 255, 255)  # not red, not black
     upright.convert("CMYK").save(tmp_path / "cmyk.jpg")
     upright.convert("LA").save(tmp_path / "la.png")
     upright.convert("P").save(tmp_path / "p.png")
-    assert {vl.data.load_image(tmp_path / name).mode for name in ("cmyk.jpg", "la.png", "p.png")} == {"RGB"}
+    assert {vl.pictures.load_image(tmp_path / name).mode for name in ("cmyk.jpg", "la.png", "p.png")} == {"RGB"}
 
 
 def test_rows_that_are_refused(vl, folder):
@@ -365,11 +370,11 @@ def test_wrong_sheet_and_no_usable_row(vl, folder):
 
 def test_equal_pictures_stay_on_one_side(vl):
     rows = [{"sha256": f"{n % 20:064d}", "id": n} for n in range(60)]
-    train, held = vl.data.split_rows(rows, 0.2, 42)
+    train, held = vl.data.split(rows, 0.2, 42)
     assert len(held) == 12 and not {row["sha256"] for row in train} & {row["sha256"] for row in held}
-    assert vl.data.split_rows(rows, 0.2, 42)[1] == held and vl.data.split_rows(rows, 0.2, 7)[1] != held
+    assert vl.data.split(rows, 0.2, 42)[1] == held and vl.data.split(rows, 0.2, 7)[1] != held
     with pytest.raises(SystemExit, match="1 different picture"):
-        vl.data.split_rows(rows[:1], 0.2, 42)
+        vl.data.split(rows[:1], 0.2, 42)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +383,7 @@ def test_equal_pictures_stay_on_one_side(vl):
      ((4032, 3024), 1280 * 784, 1230), ((1920, 1080), 1024 * 784, 1008), ((1280, 720), 256 * 784, 252), ((336, 168), CAP, 72)],
 )  # fmt: skip
 def test_image_tokens(vl, size, cap, tokens):
-    assert vl.data.image_tokens(size, cap) == tokens
+    assert vl.pictures.image_tokens(size, cap) == tokens
 
 
 # -- drawing
@@ -397,12 +402,12 @@ def test_the_same_seed_draws_the_same_pictures(vl, tmp_path):
 
 
 def test_the_test_split_has_its_own_fonts_layouts_and_segments(vl):
-    assert not set(vl.render.FONTS["train"]) & set(vl.render.FONTS["test"])
-    families = {split: {name.split("-")[0] for name in names} for split, names in vl.render.FONTS.items()}
+    assert not set(vl.digits.FONTS["train"]) & set(vl.digits.FONTS["test"])
+    families = {split: {name.split("-")[0] for name in names} for split, names in vl.digits.FONTS.items()}
     assert not families["train"] & families["test"]
     assert not set(vl.render.LAYOUTS["train"]) & set(vl.render.LAYOUTS["test"])
     shapes = {
-        split: {vl.render._segment_shape(random.Random(n), split)["pointed"] for n in range(20)}
+        split: {vl.digits.segment_shape(random.Random(n), split)["pointed"] for n in range(20)}
         for split in ("train", "test")
     }
     assert shapes == {"train": {False}, "test": {True}}
@@ -410,11 +415,11 @@ def test_the_test_split_has_its_own_fonts_layouts_and_segments(vl):
 
 def test_ten_digits_of_every_style_differ(vl):
     for pen in (
-        lambda d: vl.render._seven(d, stroke=5, slant=0.06, pointed=True),
-        lambda d: vl.render._text(d, "cmtt10"),
+        lambda d: vl.digits.seven(d, stroke=5, slant=0.06, pointed=True),
+        lambda d: vl.digits.letters(d, "cmtt10"),
     ):
         assert len({pen(d)[0].tobytes() for d in "0123456789"}) == 10
-    lit = vl.render.SEGMENTS
+    lit = vl.digits.SEGMENTS
     assert [sum(map(int, lit[d])) for d in "0123456789"] == [6, 2, 5, 5, 4, 5, 6, 3, 7, 6]
 
 
@@ -431,9 +436,9 @@ def test_rows_and_trls_collator_agree(vl, folder, processor):
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
     rows = rows_of(vl, folder, ("a.jpg", COURSE[0]), ("b.png", "总里程：1公里"))
-    ours = vl.data.tokenized(rows, processor, CAP, 999, "rows")
+    ours = vl.prompt.tokenize(rows, processor, 999, "rows")
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
-    dataset = vl.data.with_pictures(ours, "hf")
+    dataset = vl.prompt.with_pictures(ours, "hf")
     batch = collate([dataset[0], dataset[1]])
     assert batch["pixel_values"].shape == (2 * 288, 1176)
     for i, row in enumerate(rows):
@@ -448,8 +453,8 @@ def test_rows_and_trls_collator_agree(vl, folder, processor):
 
 def test_unsloths_rows_hold_the_same_text(vl, folder, processor):
     rows = rows_of(vl, folder, ("a.jpg", "总里程：1公里"))
-    dataset = vl.data.tokenized(rows, processor, CAP, 999, "rows")
-    row = vl.data.with_pictures(dataset, "unsloth")[0]
+    dataset = vl.prompt.tokenize(rows, processor, 999, "rows")
+    row = vl.prompt.with_pictures(dataset, "unsloth")[0]
     text = processor.apply_chat_template(row["messages"])
     assert text.count("<|image_pad|>") == 1 and text.endswith("<|im_start|>assistant\n总里程：1公里<|im_end|>\n")
     pad = "<|image_pad|>" * 72
@@ -459,11 +464,11 @@ def test_unsloths_rows_hold_the_same_text(vl, folder, processor):
 
 def test_rows_over_the_limit_are_named_and_never_cut(vl, folder, processor, capsys):
     rows = rows_of(vl, folder, ("a.jpg", COURSE[0] * 3), ("b.png", "总里程：1公里"))
-    dataset = vl.data.tokenized(rows, processor, CAP, 150, "training rows")
+    dataset = vl.prompt.tokenize(rows, processor, 150, "training rows")
     said = capsys.readouterr().out
-    assert len(dataset) == 1 and "training rows: id 0: " in said and "1 rows over --max_row_tokens 150 left out" in said
-    with pytest.raises(SystemExit, match="no row fits in --max_row_tokens 80"):
-        vl.data.tokenized(rows, processor, CAP, 80, "training rows")
+    assert len(dataset) == 1 and "training rows: id 0: " in said and "1 of 2 rows are over --max_length 150" in said
+    with pytest.raises(SystemExit, match="no row fits in --max_length 80"):
+        vl.prompt.tokenize(rows, processor, 80, "training rows")
 
 
 def test_the_cap_and_the_class_survive_saving(vl, processor, tiny, tmp_path):
@@ -478,14 +483,14 @@ def test_the_cap_and_the_class_survive_saving(vl, processor, tiny, tmp_path):
 
 
 def args_for(vl, **flags):
-    return vl.model.VisionArgs(**flags)
+    return vl.train.Args(**flags)
 
 
 def test_lora_goes_where_it_is_sent(vl, model):
     import re
 
     def hit(**flags):
-        pattern = re.compile(vl.model.lora_targets(args_for(vl, **flags)))
+        pattern = re.compile(vl.train.lora_targets(args_for(vl, **flags)))
         return [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
 
     every = hit()
@@ -505,6 +510,25 @@ def test_lora_goes_where_it_is_sent(vl, model):
         hit(finetune_vision_layers=False, finetune_language_layers=False)
 
 
+def test_windows_at_once_are_qwens(vl):
+    """An encoder of which every second block attends within windows, whole ones and those at the edges; two pictures."""
+    import torch
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    sizes = dict(hidden_size=64, intermediate_size=96, num_heads=2, out_hidden_size=64)
+    config = Qwen2_5_VLVisionConfig(depth=4, fullatt_block_indexes=[1, 3], window_size=112, **sizes)
+    torch.manual_seed(0)
+    encoder = Qwen2_5_VisionTransformerPretrainedModel(config).eval()
+    grid = torch.tensor([[1, 20, 26], [1, 12, 24]])
+    pixels = torch.randn(int(grid.prod(1).sum()), 1176)
+    with torch.no_grad():
+        theirs = encoder(pixels, grid_thw=grid).pooler_output
+        vl.windows.attend_at_once(SimpleNamespace(model=SimpleNamespace(visual=encoder)))
+        assert "forward" in vars(encoder.blocks[0].attn)
+        torch.testing.assert_close(encoder(pixels, grid_thw=grid).pooler_output, theirs, rtol=1e-4, atol=1e-5)
+
+
 # -- the miniature
 
 
@@ -517,8 +541,8 @@ def two(vl, processor):
     drawn = [vl.render.dashboard(random.Random(seed), difficulty=0.3) for seed in (11, 12)]
     rows = []
     for _, facts, _ in drawn:
-        answer = "\n".join(f"{vl.fields.LABELS[name]} {value}" for name, value in vl.pretrain.plain(facts).items())
-        rows.append(vl.pretrain.tokenize(processor.tokenizer, vl.pretrain.ALL, answer, 160))
+        answer = "\n".join(f"{vl.fields.LABELS[name]} {value}" for name, value in vl.lessons.plain(facts).items())
+        rows.append(vl.lessons.tokenize(processor.tokenizer, vl.lessons.ALL, answer, 160))
     ids, asked, whole = (torch.tensor([row[i] for row in rows]) for i in range(3))
     pixels = torch.from_numpy(numpy.stack([numpy.asarray(image) for image, _, _ in drawn]))
     return SimpleNamespace(
@@ -529,7 +553,7 @@ def two(vl, processor):
         whole=whole,
         images=[d[0] for d in drawn],
         facts=[d[1] for d in drawn],
-        first=vl.pretrain.picture_place(processor.tokenizer),
+        first=vl.miniature.picture_place(processor.tokenizer),
     )
 
 
@@ -538,14 +562,14 @@ def test_the_fast_path_is_qwens(vl, model, processor, two):
     import torch
 
     theirs = processor.image_processor(images=two.images, return_tensors="pt")
-    assert torch.equal(vl.pretrain.patches(two.pixels).flatten(0, 1), theirs["pixel_values"])
+    assert torch.equal(vl.miniature.patches(two.pixels).flatten(0, 1), theirs["pixel_values"])
     place = torch.arange(160)
     labels = two.ids.masked_fill((place < two.asked[:, None]) | (place >= two.whole[:, None]), -100)
     with torch.no_grad():
         features = model.model.visual(theirs["pixel_values"], grid_thw=theirs["image_grid_thw"]).pooler_output
-        torch.testing.assert_close(vl.pretrain.see(model, two.pixels)[0].flatten(0, 1), features, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(vl.miniature.see(model, two.pixels)[0].flatten(0, 1), features, rtol=1e-4, atol=1e-5)
         head = torch.nn.Linear(128, 3)
-        ours, glyph_loss = vl.pretrain.losses_of(
+        ours, glyph_loss = vl.miniature.losses_of(
             model, head, two.pixels, two.glyphs, two.ids, two.asked, two.whole, two.first
         )
         theirs = model(
@@ -565,13 +589,13 @@ def test_the_map_says_what_stands_where(vl):
         picture, glyphs, facts, kind = drawn
         plain, same, _ = vl.render.dashboard(random.Random(seed), "train", 1.0)
         assert plain.tobytes() == picture.tobytes() and same == facts
-        lines = ["".join(vl.render.GLYPHS[g - 1] if g else " " for g in row) for row in numpy.asarray(glyphs).tolist()]
+        lines = ["".join(vl.digits.GLYPHS[g - 1] if g else " " for g in row) for row in numpy.asarray(glyphs).tolist()]
         runs = {"".join(k for k, _ in itertools.groupby(line)).replace(" ", "") for line in lines}
         digits = str(facts["mileage"]) if kind != "drum" else f"{facts['mileage']:06d}"
         squeezed = "".join(k for k, _ in itertools.groupby(digits))
         assert any(squeezed in run for run in runs), (seed, squeezed, runs)
     grid = numpy.arange(288).reshape(12, 24)
-    order = vl.pretrain.in_order(grid)
+    order = vl.lessons.in_order(grid)
     assert order[:5].tolist() == [0, 1, 24, 25, 2]  # the four patches of the first token, then the next one's first
 
 
@@ -585,7 +609,7 @@ def test_it_learns_two_pictures_and_looks_at_them(vl, tiny, processor, two):
     optimizer, tokenizer, first = torch.optim.AdamW(model.parameters(), 1e-3), processor.tokenizer, None
     head = torch.nn.Linear(128, 3)
     for _ in range(400):
-        loss, _ = vl.pretrain.losses_of(model, head, two.pixels, two.glyphs, two.ids, two.asked, two.whole, two.first)
+        loss, _ = vl.miniature.losses_of(model, head, two.pixels, two.glyphs, two.ids, two.asked, two.whole, two.first)
         first = first or loss.item()
         if loss < 0.01:
             break
@@ -596,33 +620,33 @@ def test_it_learns_two_pictures_and_looks_at_them(vl, tiny, processor, two):
     assert first > 4 and loss < 0.01
     model.eval()
     assert [
-        vl.fields.parse(text) for text in vl.pretrain.read(model, tokenizer, two.pixels, vl.pretrain.ALL)
+        vl.fields.parse(text) for text in vl.miniature.read(model, tokenizer, two.pixels, vl.lessons.ALL)
     ] == two.facts
-    asked = [vl.pretrain.ALL] * 2
+    asked = [vl.lessons.ALL] * 2
     assert [
-        vl.fields.parse(text) for text in vl.model.answers(model, processor, two.images, asked, 60, 2, "hf")
+        vl.fields.parse(text) for text in vl.answers.generate(model, processor, two.images, asked, 60, 2, "hf")
     ] == two.facts
-    turned = vl.model.answers(model, processor, two.images[::-1], asked, 60, 2, "hf")
+    turned = vl.answers.generate(model, processor, two.images[::-1], asked, 60, 2, "hf")
     assert [vl.fields.parse(text) for text in turned] == two.facts[::-1]
 
 
 def test_lessons(vl, processor):
     rng, tokenizer = random.Random(0), processor.tokenizer
-    asked = {question for question, _ in (vl.pretrain.lesson(rng, FACTS) for _ in range(200))}
-    assert asked == {*vl.pretrain.ASKED.values(), vl.pretrain.ALL, vl.pretrain.WITH_COMMAS}
-    row, start, end = vl.pretrain.tokenize(tokenizer, vl.pretrain.WITH_COMMAS, "528,915 公里", 150)
+    asked = {question for question, _ in (vl.lessons.lesson(rng, FACTS) for _ in range(200))}
+    assert asked == {*vl.lessons.ASKED.values(), vl.lessons.ALL, vl.lessons.WITH_COMMAS}
+    row, start, end = vl.lessons.tokenize(tokenizer, vl.lessons.WITH_COMMAS, "528,915 公里", 150)
     assert tokenizer.decode(row[start:end]) == "528,915 公里<|im_end|>\n" and len(row) == 150
-    row, start, end = vl.pretrain.copying(rng, tokenizer, 150)
+    row, start, end = vl.lessons.copying(rng, tokenizer, 150)
     word = row[start : end - 2]
     assert len(row) == 150 and len(word) > 5 and row[start - len(word) - 5 : start].count(word[0]) >= 1
     text = tokenizer.decode(row[:start])
     assert text.count("<|image_pad|>") == 72 and tokenizer.decode(word) in text
     with pytest.raises(ValueError, match="planned for"):
-        vl.pretrain.tokenize(tokenizer, "?", "5" * 200, 150)
+        vl.lessons.tokenize(tokenizer, "?", "5" * 200, 150)
 
 
 def test_blocks_are_not_written_while_they_are_ready(vl, processor):
-    lessons = vl.pretrain.Lessons(processor.tokenizer, 150, 2, 3, 1, 0)
+    lessons = vl.lessons.Lessons(processor.tokenizer, 150, 2, 3, 1, 0)
     try:
         rng, seen = random.Random(0), []
         for _ in range(6):
@@ -659,6 +683,8 @@ def test_pretrain_makes_a_model_and_keeps_what_is_there(vl, script, tmp_path):
     ]
     script(TASK / "pretrain.py", *flags)
     made = json.loads((out / "pretrain.json").read_text())
+    shipped = json.loads((TASK / "miniature" / "pretrain.json").read_text())
+    assert set(made) == set(shipped) and set(made["arguments"]) == set(shipped["arguments"])
     assert made["last"]["step"] == 2 and made["last"]["pictures_seen"] == 8 and made["saved"]["test"]["documents"] == 2
     assert {"model.safetensors", "learning_curve.png", "metrics.jsonl", "processor_config.json"} <= {
         f.name for f in out.iterdir()
@@ -669,12 +695,25 @@ def test_pretrain_makes_a_model_and_keeps_what_is_there(vl, script, tmp_path):
     assert again.returncode and "exists and is kept" in again.stderr
 
 
+def test_the_command_that_makes_the_shipped_reader_again(vl):
+    """Its tokenizer is built as the shipped one was, and the READMEs' command sets what the shipped record says."""
+    folder = TASK / "miniature"
+    shipped, built = json.loads((folder / "tokenizer.json").read_text()), vl.miniature.build_tokenizer()
+    assert json.loads(built.backend_tokenizer.to_str())["model"] == shipped["model"]
+    said = json.loads((folder / "pretrain.json").read_text())["arguments"]
+    command = "python pretrain.py --out reader --minutes 12.5 --evaluations 13 --workers 40"
+    for file in ("README.md", "README.zh-CN.md", "pretrain.py"):
+        assert command in (TASK / file).read_text("utf-8")
+    args = vl.pretrain.parse(vl.pretrain.__file__, vl.pretrain.DEFAULTS, {}, vl.pretrain.Args, argv=command.split()[2:])
+    assert {name: getattr(args, name) for name in said} == said | {"out": "reader"}
+
+
 def test_the_shipped_reader_reads_what_it_has_never_seen(vl):
     """Fonts, layouts and segments that pretraining never drew. What is shipped is small and names no place of its maker's."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    folder = vl.model.MINIATURE
+    folder = TASK / "miniature"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
     assert not [
         file.name for file in folder.glob("*.json") if '"/' in file.read_text() and file.name != "tokenizer.json"
@@ -682,7 +721,7 @@ def test_the_shipped_reader_reads_what_it_has_never_seen(vl):
     reader = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     drawn = [vl.render.dashboard(random.Random(f"shipped {n}"), "test") for n in range(20)]
     images, truth = [image for image, _, _ in drawn], [facts for _, facts, _ in drawn]
-    said = vl.model.answers(reader, vl.model.load_processor(folder), images, [vl.pretrain.ALL] * 20, 60, 20, "hf")
+    said = vl.answers.generate(reader, vl.model.load_processor(folder), images, [vl.lessons.ALL] * 20, 60, 20, "hf")
     scores = vl.fields.score([vl.fields.parse(text) for text in said], truth)
     assert scores["fields"]["mileage"]["exact"] >= 0.9 and scores["document_exact"] >= 0.7, scores
 
@@ -732,7 +771,7 @@ def test_the_folder_works_alone(copied, script, tiny, tmp_path):
     assert refused.returncode and "is what" in refused.stderr
 
 
-def test_the_demo_fine_tunes_the_reader(copied, script, tmp_path):
+def test_the_demo_fine_tunes_the_reader(vl, copied, script, tmp_path):
     """The base reads held-out pictures when it is asked in its own words; the tuned one is asked the course's question."""
     task = copied("vl_insurance")
     said = script(task / "train.py", "--demo", "--max_steps", 1, "--show_answers", 4, "--eval_rows", 4).stdout
@@ -743,14 +782,24 @@ def test_the_demo_fine_tunes_the_reader(copied, script, tmp_path):
     (folder,) = (tmp_path / "outputs" / "vl_insurance").iterdir()
     settings = json.loads((folder / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(task / "miniature") and settings["r"] == 16
-    other = script(task / "evaluate.py", "--seed", 7, check=False)
-    assert other.returncode and "was trained with --split_seed 42" in other.stderr
-    script(task / "evaluate.py", "--limit", 4)
+    other = script(task / "evaluate.py", "--eval_ratio", 0.5, check=False)  # the split is the run's, whatever one asks
+    assert other.returncode and "unknown flag --eval_ratio" in other.stderr
+    # As a folder of an older version: its record names no task.
+    record = json.loads((folder / "run.json").read_text())
+    older = {name: value for name, value in record.items() if name not in ("task", "stage", "started", "finished")}
+    (folder / "run.json").write_text(json.dumps(older))
+    script(task / "evaluate.py", "--limit", 4, "--seed", 7)
+    measured = [json.loads(line)["id"] for line in (folder / "evaluation_results" / "predictions.jsonl").open()]
+    held = vl.data.split(vl.data.read_rows(task / "sample")[0], 0.125, 42)[1]
+    assert measured == [row["id"] for row in held[:4]]
     made = json.loads((folder / "evaluation_results" / "metrics.json").read_text())
     assert made["base"]["document_exact"] == 1 and made["tuned"]["document_exact"] == 0
     photo = task / "sample" / "images" / "0001.jpg"
     shown = script(task / "infer.py", "--image", photo, "--compare", "--max_new_tokens", 60).stdout
     assert "base: 总里程 " in shown and "tuned: 总里程 " not in shown
+    (folder / "prompt.txt").unlink()  # as an adapter of another recipe
+    other = script(task / "infer.py", "--image", photo, check=False)
+    assert other.returncode and "was not trained by vl_insurance" in other.stderr
 
 
 def test_the_report_marks_wrong_and_made_up_values(vl, folder):
@@ -772,8 +821,9 @@ def test_no_photo_keeps_its_place_in_the_control(vl):
     ("file", "arguments", "said"),
     [
         ("train.py", ["--data", "nowhere.xlsx"], "nowhere.xlsx: no such file"),
-        ("train.py", ["--max_length", "512"], "--max_length would cut answers in silence"),
-        ("train.py", ["--packing", "true"], "TRL has neither for pictures"),
+        ("train.py", ["--max_length", "80"], "no row fits in --max_length 80"),
+        ("train.py", ["--packing", "true"], "unknown flag --packing"),
+        ("train.py", ["--padding_free", "true"], "TRL has it for text only"),
         ("infer.py", [], "--image: which photo"),
         ("infer.py", ["--image", "nowhere.jpg"], "nowhere.jpg: no such file"),
     ],

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docker")]
 
 from doctor import broken_weights  # noqa: E402
 
-from common import paths  # noqa: E402
+from common import hub, paths  # noqa: E402
 
 HUGGINGFACE = "https://huggingface.co"
 
@@ -40,7 +40,7 @@ def main(argv=None):
     paths.load_env()
     source = args.source or os.environ.get("MODEL_SOURCE", "huggingface")
     if args.model == paths.DEMO_MODEL:
-        print(paths.resolve_model(args.model))
+        print(hub.resolve_model(args.model))
         return
     if args.model.count("/") != 1 or not all(args.model.split("/")):
         raise SystemExit(f"{args.model!r} is not of the form <org>/<name>, e.g. Qwen/Qwen2.5-7B-Instruct")
@@ -96,7 +96,7 @@ def from_huggingface(name, part):
             host = urlsplit(get_hf_file_metadata(url).location).netloc
             say(f"from {urlsplit(endpoint).netloc}, its large files from {host}")
         # By commit, not by branch: with a branch a hub that fails halfway makes this return what is there so far.
-        snapshot_download(name, revision=info.sha, local_dir=part, allow_patterns=paths.MODEL_FILES, max_workers=4)
+        snapshot_download(name, revision=info.sha, local_dir=part, allow_patterns=hub.MODEL_FILES, max_workers=4)
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         response = getattr(error, "response", None)
         stop(name, "huggingface", endpoint, error, response.status_code if response is not None else None, part)
@@ -115,7 +115,7 @@ def from_modelscope(name, part):
     try:
         sizes = {file["Path"]: file["Size"] for file in HubApi().get_model_files(name) if wanted(file["Path"])}
         check_space(name, part, sizes)
-        snapshot_download(name, local_dir=str(part), allow_patterns=paths.MODEL_FILES)
+        snapshot_download(name, local_dir=str(part), allow_patterns=hub.MODEL_FILES)
     except Exception as error:  # its errors have no common class
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", None) or getattr(error, "status_code", None)
@@ -127,12 +127,12 @@ def from_modelscope(name, part):
 
 
 def wanted(file):
-    return any(fnmatch(file, pattern) for pattern in paths.MODEL_FILES)
+    return any(fnmatch(file, pattern) for pattern in hub.MODEL_FILES)
 
 
 def check_space(name, part, sizes):
     if not sizes:
-        raise SystemExit(f"{name} has no {' '.join(paths.MODEL_FILES)}: it is not a model that these recipes can load.")
+        raise SystemExit(f"{name} has no {' '.join(hub.MODEL_FILES)}: it is not a model that these recipes can load.")
     there = sum(min((part / file).stat().st_size, size) for file, size in sizes.items() if (part / file).is_file())
     say(f"{name}: {len(sizes)} files, {sum(sizes.values()) / 1e9:.2f} GB, of which {there / 1e9:.2f} are here")
     paths.check_disk(part, sum(sizes.values()) - there, name)

@@ -1,8 +1,8 @@
 """Measure a run on held-out photos: which facts the base and the tuned model read, and whether they look at all.
 
-The same file and the same seed give the same held-out photos as in training; other ones than the run's are refused.
-Three columns: base (asked the run's --base_prompt, if it had one); tuned; tuned, but each question with another row's photo,
-which must collapse: what is left there is guessed from habit and not read. Results: metrics.json, predictions.jsonl, report.html.
+The photos are those that training held out: file, split and pixel cap are read from the run. Three columns: base (asked the
+run's --base_prompt, if it had one); tuned; tuned, but each question with another row's photo, which must collapse: what is
+left there is guessed from habit and not read. Results: metrics.json, predictions.jsonl, report.html.
 
 Newest run:       python evaluate.py
 Other photos:     python evaluate.py --data test/qwen-vl-train.xlsx --all      none of them may be from training
@@ -13,46 +13,45 @@ import base64
 import contextlib
 import html
 import io
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from common.cli import arg, parse
-from common.models import ModelArgs
-from common.runs import latest_adapter, read_record, replace_text, write_json
-from data import format_report, load_image, read_rows, split_rows
+from common import device, models
+from common.cli import ModelArgs, arg, parse
+from common.files import replace_text, text_table, write_json, write_lines
+from data import format_report, read_rows, split
 from fields import FIELDS, parse_json, score
 from fields import parse as parse_answer
-from model import answers, load_adapter
+from pictures import load_image
 
 DEFAULTS = dict(
     model=None,  # the base that the adapter's adapter_config.json names
-)
+)  # fmt: skip
 NO_FACTS = dict.fromkeys(FIELDS)
 
 
 @dataclass
-class Args:
-    data: str | None = arg(None, "what training read (default: the --data that the run names)")
+class Args(ModelArgs):
+    adapter: str | None = arg(None, "a finished run's folder (default: the newest)")
+    data: str | None = arg(None, "what training read, if it has moved since; with --all: other photos")
     image_root: str | None = arg(None, "as train.py's")
     sheet: str | None = arg(None, "as train.py's")
     all: bool = arg(False, "measure every row of --data, where it is another file than training's")
-    adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
     out: str | None = arg(None, "folder for the results (default: evaluation_results in the adapter's folder)")
-    eval_ratio: float | None = arg(None, "train.py's --eval_ratio (default: what the run says)")
-    seed: int | None = arg(None, "train.py's --split_seed (default: what the run says)")
+    limit: int | None = arg(None, "at most so many held-out rows")
     max_pixels: int | None = arg(None, "pixel cap (default: what the adapter was trained with; keep it)")
     max_new_tokens: int = arg(200, "longest answer, in tokens")
     batch_size: int = arg(8, "photos answered at once")
-    limit: int | None = arg(None, "only the first N held-out rows")
     base: bool = arg(True, "ask the base model, too")
+    seed: int = arg(42, "of the exchange of photos and of the resampling for the intervals")
 
 
-def held_out(adapter, args):
-    """The rows to measure. Stops where training held out other ones than these flags do."""
-    trained = read_record(adapter).get("arguments", {})
+def held_out(run, args):
+    """The rows to measure: those that training held out, or with --all every row of a file that training did not see."""
+    trained = run.arguments
     rows, report = read_rows(
         args.data or trained.get("data"),
         args.image_root or trained.get("image_root"),
@@ -64,23 +63,15 @@ def held_out(adapter, args):
             Path(trained["data"]).resolve(), Path(trained["data"]).resolve() / Path(report["source"]).name)  # fmt: skip
         if same or not args.data:
             raise SystemExit(
-                f"--all: {report['source']} is what {adapter} was trained on. Give other photos with --data."
+                f"--all: {report['source']} is what {run.adapter} was trained on. Give other photos with --data."
             )
         return rows[: args.limit]
     if trained.get("overfit"):
         print(
-            f"{adapter} was trained with --overfit {trained['overfit']}: these are the rows that it has learned by heart."
+            f"{run.adapter} was trained with --overfit {trained['overfit']}: these are the rows that it has learned by heart."
         )
         return rows[: trained["overfit"]][: args.limit]
-    chosen = {}
-    for ours, theirs, default in (("eval_ratio", "eval_ratio", 0.1), ("seed", "split_seed", 42)):
-        chosen[ours] = trained.get(theirs, default) if getattr(args, ours) is None else getattr(args, ours)
-        if trained.get(theirs, chosen[ours]) != chosen[ours]:
-            raise SystemExit(
-                f"{adapter} was trained with --{theirs} {trained[theirs]}: with --{ours} {chosen[ours]} some of these rows "
-                f"would be ones that it has seen. Leave --{ours} out."
-            )
-    return split_rows(rows, chosen["eval_ratio"], chosen["seed"])[1][: args.limit]
+    return split(rows, trained["eval_ratio"], trained["split_seed"])[1][: args.limit]
 
 
 def exchanged(rows, seed):
@@ -131,10 +122,7 @@ def shown(value):
 
 
 def as_text(scores):
-    head = f"{'':<24}" + "".join(f"{name:>17}" for name in scores)
-    return "\n".join(
-        [head, *(f"{label:<24}" + "".join(f"{shown(each):>17}" for each in values) for label, values in lines(scores))]
-    )
+    return text_table(("", *scores), [[label, *map(shown, values)] for label, values in lines(scores)])
 
 
 def report(scores, pairs, notes):
@@ -177,33 +165,38 @@ td,th{{border:1px solid #ccc;padding:.2em .6em;text-align:left}}div{{display:fle
 
 
 def main(argv=None):
-    args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
-    adapter = Path(args.adapter) if args.adapter else latest_adapter()
-    rows = held_out(adapter, args)
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
+    run = models.open_run(args.adapter, args.model, needed=("prompt",), record=not args.all)
+    rows = held_out(run, args)
     truth = [parse_answer(row["response"]) for row in rows]
     empty = [row["id"] for row, facts in zip(rows, truth, strict=True) if facts == NO_FACTS]
     if empty:
         raise SystemExit(
             f"the response of id {empty[0]} names none of {', '.join(FIELDS)}: it cannot be scored ({len(empty)} such rows)."
         )
-    model, processor = load_adapter(adapter, model_args, args.max_pixels)
+    args.backend = device.decide_backend(args.backend)  # before transformers, which Unsloth patches
+    from answers import generate
+    from model import load_base, load_processor
+
+    model, processor = models.load_run(run, args, load_base, partial(load_processor, max_pixels=args.max_pixels))
     paths, prompts = [row["image"] for row in rows], [row["prompt"] for row in rows]
     ways = {"base": paths} if args.base else {}
-    ways |= {"tuned": paths, "other's photo": exchanged(rows, args.seed or 42)}
-    own = read_record(adapter).get("arguments", {}).get("base_prompt")
+    ways |= {"tuned": paths, "other's photo": exchanged(rows, args.seed)}
+    own = run.arguments.get("base_prompt")
     said, scores = {}, {}
     for name, order in ways.items():
         asked = [own] * len(rows) if name == "base" and own else prompts
         with model.disable_adapter() if name == "base" else contextlib.nullcontext():
-            pictures = [lambda path=path: load_image(path) for path in order]
-            said[name] = answers(
-                model, processor, pictures, asked, args.max_new_tokens, args.batch_size, model_args.backend
-            )
+            said[name] = generate(model, processor, order, asked, args.max_new_tokens, args.batch_size, args.backend)
         scores[name] = score([parse_answer(text) for text in said[name]], truth)
     scores |= trivial(truth)
     tuned = [parse_answer(text) for text in said["tuned"]]
-    low, high = interval(tuned, truth, args.seed or 42)
-    notes = {"adapter": str(adapter), "photos": len(rows), "all facts right, 95% interval": f"{low:.3f} to {high:.3f}"}
+    low, high = interval(tuned, truth, args.seed)
+    notes = {
+        "adapter": str(run.adapter),
+        "photos": len(rows),
+        "all facts right, 95% interval": f"{low:.3f} to {high:.3f}",
+    }
     notes["answers that are JSON"] = sum(parse_json(text) is not None for text in said["tuned"])
     for kind in sorted({row["display"] for row in rows} - {""}):
         chosen = [i for i, row in enumerate(rows) if row["display"] == kind]
@@ -211,7 +204,7 @@ def main(argv=None):
         notes[f"display {kind}"] = (
             f"{len(chosen)} photos, mileage {shown(part['fields']['mileage']['exact'])}, all facts {shown(part['document_exact'])}"
         )
-    out = Path(args.out or adapter / "evaluation_results")
+    out = Path(args.out or run.adapter / "evaluation_results")
     out.mkdir(parents=True, exist_ok=True)
     pairs = [
         {"id": row["id"], "image": row["image"], "truth": gold, "tuned_facts": facts}
@@ -219,7 +212,7 @@ def main(argv=None):
         for i, (row, gold, facts) in enumerate(zip(rows, truth, tuned, strict=True))
     ]
     write_json(out / "metrics.json", {"facts": notes} | scores)
-    replace_text(out / "predictions.jsonl", "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    write_lines(out / "predictions.jsonl", pairs)
     replace_text(out / "report.html", report(scores, pairs, notes))
     print(as_text(scores))
     for name, value in notes.items():

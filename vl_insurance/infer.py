@@ -3,29 +3,28 @@
 One photo:        python infer.py --image dashboard.jpg
 Before and after: python infer.py --image dashboard.jpg --compare        the course's way to look at a run
 As JSON:          python infer.py --image dashboard.jpg --json
-A folder:         python infer.py --image photos/ --out facts.jsonl      a line a photo, bad files named and left out
+A folder:         python infer.py --image photos/ --out facts.jsonl      a line per photo; bad files are named and left out
 """
 
 import contextlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from common.cli import arg, parse
-from common.models import ModelArgs
-from common.runs import latest_adapter, read_record, replace_text
-from data import FORMATS, BadPicture, find_picture, load_image
+from common import device, models
+from common.cli import ModelArgs, arg, parse
+from common.files import new_file, write_lines
 from fields import parse as parse_answer
-from model import answers, load_adapter
-from render import PROMPT
+from pictures import FORMATS, BadPicture, find_picture, load_image
 
 DEFAULTS = dict(
     model=None,  # the base that the adapter's adapter_config.json names
-)
+)  # fmt: skip
 
 
 @dataclass
-class Args:
+class Args(ModelArgs):
     image: str | None = arg(None, "a photo, or a folder of them (.jpg .jpeg .png .webp)")
     prompt: str | None = arg(None, "the question (default: the one that the adapter was trained with)")
     json: bool = arg(False, "print the facts that the answer gives as JSON, not the answer")
@@ -62,33 +61,27 @@ def find_pictures(name):
     return good, bad
 
 
-def question_of(adapter):
-    file = Path(adapter) / "prompt.txt"
-    return file.read_text(encoding="utf-8") if file.is_file() else PROMPT
-
-
 def main(argv=None):
-    args, model_args = parse(__file__, DEFAULTS, {}, (Args, ModelArgs), argv=argv)
-    out = Path(args.out) if args.out else None
-    if out and out.exists():
-        raise SystemExit(f"{out} exists and is kept. Name another file with --out.")
+    args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
+    out = new_file(args.out) if args.out else None
     files, bad = find_pictures(args.image)
     for line in bad:
         print(line)
-    adapter = Path(args.adapter) if args.adapter else latest_adapter()
-    model, processor = load_adapter(adapter, model_args, args.max_pixels)
-    prompt = args.prompt or question_of(adapter)
-    own = read_record(adapter).get("arguments", {}).get("base_prompt")  # the base may know no other question
+    run = models.open_run(args.adapter, args.model, needed=("prompt",))
+    args.backend = device.decide_backend(args.backend)  # before transformers, which Unsloth patches
+    from answers import generate
+    from model import load_base, load_processor
+
+    model, processor = models.load_run(run, args, load_base, partial(load_processor, max_pixels=args.max_pixels))
+    prompt = args.prompt or run.texts["prompt"]
+    own = run.arguments.get("base_prompt")  # the base may know no other question
     if not args.json:
-        print(f"adapter: {adapter}\n{prompt}")
+        print(f"adapter: {run.adapter}\n{prompt}")
     said = {}
     for name in ("base", "tuned") if args.compare else ("tuned",):
         with model.disable_adapter() if name == "base" else contextlib.nullcontext():
-            pictures = [lambda file=file: load_image(file) for file in files]
             prompts = [own if name == "base" and own and not args.prompt else prompt] * len(files)
-            said[name] = answers(
-                model, processor, pictures, prompts, args.max_new_tokens, args.batch_size, model_args.backend
-            )
+            said[name] = generate(model, processor, files, prompts, args.max_new_tokens, args.batch_size, args.backend)
     lines = []
     for i, file in enumerate(files):
         facts = parse_answer(said["tuned"][i])
@@ -100,7 +93,7 @@ def main(argv=None):
         for name, each in said.items():
             print(f"{name + ': ' if args.compare else ''}{each[i] or '(empty)'}")
     if out:
-        replace_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_lines(out, lines)
         print(f"{len(lines)} answers: {out}")
 
 

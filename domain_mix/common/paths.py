@@ -20,10 +20,8 @@ TASK_DIR = Path(__file__).resolve().parents[1]  # the folder that holds this cop
 AUTODL = Path("/root/autodl-tmp")
 DEMO_MODEL = "demo/SmolLM2-135M-Instruct"
 # What .env may set, as .env.example lists it. A downloaded folder can bring a .env along: LD_PRELOAD in it must not count.
-VARIABLES = (
-    "MODELS_DIR", "DATA_DIR", "OUTPUT_DIR", "MODEL_SOURCE",
-    "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET",
-)  # fmt: skip
+FOLDERS = ("MODELS_DIR", "DATA_DIR", "OUTPUT_DIR")
+VARIABLES = (*FOLDERS, "MODEL_SOURCE", "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET")
 
 
 def load_env():
@@ -31,13 +29,17 @@ def load_env():
     from dotenv import dotenv_values
 
     for folder in (Path.cwd(), TASK_DIR, TASK_DIR.parent):
-        for name, value in dotenv_values(folder / ".env").items():
+        try:
+            values = dotenv_values(folder / ".env")
+        except UnicodeDecodeError:
+            raise SystemExit(f"{folder / '.env'}: not UTF-8. Save it as UTF-8.") from None
+        for name, value in values.items():
             if name in VARIABLES or name.endswith("_DATA_DIR"):
                 os.environ.setdefault(name, value or "")
     for name in VARIABLES:
         if not os.environ.get(name, "?"):
             del os.environ[name]  # `NAME=` in .env means: not set
-    for name, folder in (("MODELS_DIR", "models"), ("DATA_DIR", "data"), ("OUTPUT_DIR", "outputs")):
+    for name, folder in zip(FOLDERS, ("models", "data", "outputs"), strict=True):
         os.environ.setdefault(name, str(_root() / folder))
     if _root() == AUTODL:  # its system disk is 30 GB; elsewhere the hub's usual cache stays in use
         os.environ.setdefault("HF_HOME", str(AUTODL / "huggingface"))
@@ -77,14 +79,13 @@ def check_disk(folder: Path, need_bytes: int, what: str):
         probe.unlink()
     except OSError as error:
         raise SystemExit(
-            f"cannot write to {folder}: {error.strerror}. Point OUTPUT_DIR (or MODELS_DIR) elsewhere."
+            f"cannot write to {folder}: {error.strerror}. Point OUTPUT_DIR or MODELS_DIR elsewhere."
         ) from None
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
-        raise SystemExit(
-            f"not enough disk space for {what}: {folder} has {free / 1e9:.1f} GB free, about {need_bytes / 1e9:.1f} GB "
-            "are needed. Free some, or point OUTPUT_DIR, MODELS_DIR and HF_HOME to a larger disk."
-        )
+        has = f"{folder} has {free / 1e9:.1f} GB free, about {need_bytes / 1e9:.1f} GB are needed"
+        advice = "Free some, or point OUTPUT_DIR, MODELS_DIR and HF_HOME to a larger disk."
+        raise SystemExit(f"not enough disk space for {what}: {has}. {advice}")
 
 
 def command(script: str, *arguments) -> str:

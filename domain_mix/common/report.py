@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from common import models
-from common.answers import generate
+from common.answers import generate, heldout_loss
 from common.files import replace_text, text_table, write_json, write_lines
 
 matplotlib.use("Agg")
@@ -257,3 +257,30 @@ def plots(measured, lengths):
     figure.savefig(picture, format="png", dpi=100)
     pyplot.close(figure)
     return base64.b64encode(picture.getvalue()).decode()
+
+
+def before_after(model, tokenizer, eval_sets, prompts, max_new_tokens, backend) -> dict:
+    """What is compared before and after training: held-out loss and perplexity of each set, and answers.
+
+    eval_sets: name -> tokenized dataset. prompts: lists of token ids, those of the rows that are shown.
+    """
+    found = {name: heldout_loss(model, rows, tokenizer.pad_token_id) for name, rows in eval_sets.items()}
+    return found | {"answers": generate(model, tokenizer, prompts, max_new_tokens, backend=backend)}
+
+
+def show(before, after, asked):
+    """Print what a person wants to see: the same prompts answered by the model before and after.
+
+    before, after: of `before_after`. asked: for each answer a dict of what to print above it, such as question and reference.
+    """
+    for row, old, new in zip(asked, before["answers"], after["answers"], strict=True):
+        print("\n" + "=" * 100)
+        print("\n".join(f"{name + ':':<12} {text}" for name, text in row.items() if text))
+        print(f"{'-' * 100}\n{'before:':<12} {old or '(empty)'}\n{'-' * 100}\n{'after:':<12} {new or '(empty)'}")
+    print("=" * 100)
+    for name in (key for key in after if key != "answers"):
+        one, two = before[name], after[name]
+        print(
+            f"held-out perplexity{', ' * bool(name) + name}: {one['perplexity']:.2f} before, {two['perplexity']:.2f} after"
+            f" ({two['rows']} rows, {two['tokens']:,} tokens counted)"
+        )

@@ -108,17 +108,18 @@ class Run:
         ):
             old = read_json(folder / "run.json")
             complete = [each for each in checkpoints(folder) if self._complete(each)] if self.marker else [folder]
-            if old.get("status") != "finished" and complete and old and "task" not in old:
-                print(
-                    f"      {folder.name} was begun by an older version of this recipe: it is kept, and not gone on with"
-                )
             if old.get("identity") != self.record["identity"]:
+                if old.get("status") != "finished" and complete and old and "task" not in old:
+                    print(
+                        f"      {folder.name} was begun by an older version of this recipe: it is kept, and not gone on with"
+                    )
                 continue
             if old["status"] == "finished" and reuse:
                 self.finished, self.record = True, old
                 return folder, None
             if old["status"] != "finished" and complete and (lock := take_lock(folder)):
-                self.lock, self.record = lock, old | self.record | {"started": old["started"]}
+                self.lock, since = lock, old.get("started", self.record["started"])
+                self.record = old | self.record | {"started": since}
                 return folder, complete[-1]
         return None
 

@@ -28,7 +28,8 @@ def tokenize(rows, encode, max_length, name):
         return pyarrow.array(list(lists), pyarrow.list_(pyarrow.int32()))
 
     table = rows if isinstance(rows, pyarrow.Table) else pyarrow.Table.from_pylist(rows)
-    slug = name.replace(" ", "-")  # named, because datasets would otherwise hash the whole table to find a name
+    # Named, because datasets would otherwise hash the whole table to find a name; a source's own name may be anything.
+    slug = hashlib.sha256(name.encode()).hexdigest()[:32]
     dataset = Dataset(table, fingerprint=slug).map(
         fitting,
         batched=True,
@@ -75,10 +76,10 @@ def trained_share(dataset) -> float:
             counts = counts & (columns[name] != 0) if name in columns and "labels" not in columns else counts
         trained, total = trained + int(counts.sum()), total + len(counts)
     if not trained:
-        raise SystemExit(
-            "no token is trained on: every label is -100. Look at --show_mask 3: is the answer empty, cut off by "
-            "--max_length, or is the text that marks its beginning not in the template?"
+        ask = (
+            "is the answer empty, cut off by --max_length, or is the text that marks its beginning not in the template?"
         )
+        raise SystemExit(f"no token is trained on: every label is -100. Look at --show_mask 3: {ask}")
     return trained / total
 
 

@@ -22,6 +22,7 @@ from typing import Literal
 
 from common import device, paths
 
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KINDS = {"str": str, "int": int, "float": float}
 _UNSET = object()  # the default of a trainer's flag that is left to its config class
 
@@ -39,9 +40,7 @@ class ModelArgs:
 
     model: str | None = arg("Qwen/Qwen2.5-7B-Instruct", "a path, MODELS_DIR/<org>/<name>, or a name on the hub")
     backend: Literal["auto", "unsloth", "hf"] = arg("auto", "auto: Unsloth on small or old NVIDIA GPUs, else PEFT")
-    quantization: Literal["auto", "none", "4bit"] = arg(
-        "auto", "of the frozen weights. auto: 16 bits where they fit, else 4"
-    )
+    quantization: Literal["auto", "none", "4bit"] = arg("auto", "frozen weights. auto: 16 bits where they fit, else 4")
 
 
 @dataclass
@@ -51,9 +50,7 @@ class LoraArgs(ModelArgs):
     lora_r: int = arg(16, "rank of the LoRA update")
     lora_alpha: int = arg(16, "the update is scaled by lora_alpha / lora_r")
     lora_dropout: float = arg(0.0, "0 is what Unsloth's fast path needs")
-    lora_target_modules: list[str] = arg(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "layers that get an update"
-    )
+    lora_target_modules: list[str] = arg(LINEAR, "layers that get an update")
     fused_lora: bool = arg(False, "LoRA in fewer passes over memory; the same result (backend hf)")
     estimate: bool = arg(False, "print which cards the run fits on, what would make it fit, and end")
     price_per_hour: float | None = arg(None, "what the machine costs: the plan then says what the run will cost")
@@ -64,6 +61,7 @@ class SftArgs(LoraArgs):
     """Flags of supervised training, whose rows are known before it begins."""
 
     auto: bool = arg(True, "choose what the card decides: quantization, packing, micro-batch, checkpointing, kernels")
+    rows_per_step: int | None = arg(None, "rows per optimizer step (default: batch size x gradient accumulation)")
     packing: bool = arg(False, "a batch's rows end to end without padding, each seeing itself only")
     show_mask: int = arg(0, "print N rows with the trained tokens marked, then train")
 
@@ -105,7 +103,8 @@ def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Na
     for names in (["--demo"], ["--help", "-h"], ["--help_all", "--help-all"]):
         first.add_argument(*names, action="store_true")
     switches, rest = first.parse_known_args(argv)
-    values, parser = defaults | (demo if switches.demo else {}), Parser()
+    # transformers' own default for bf16 is no: this machine decides.
+    values, parser = {"bf16": None} | defaults | (demo if switches.demo else {}), Parser()
     for name, hint, default, text in _declared(flags):
         _add(parser, name, values.get(name, default), text, **_options(hint))
     own = {action.dest for action in parser._actions}
@@ -115,7 +114,8 @@ def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Na
         _print_help(script, parser, defaults, demo, trainer)
         raise SystemExit(0)
     for name, options, default, text in _trainer_fields(trainer.split(":")[1]) if trainer else ():
-        if name not in own:  # a script's own flag stands before the trainer's of the same name
+        # A script's own flag stands before the trainer's of the same name. TRL's packing is another than ours.
+        if name not in own and name != "packing":
             _add(parser, name, values.get(name, default), text, **options)
     known = {action.dest for action in parser._actions}
     unknown = (set(defaults) | set(demo)) - known
@@ -148,10 +148,8 @@ def trainer_config(args):
     module, name = args.trainer.split(":")
     config_class = getattr(importlib.import_module(module), name)
     cuda = torch.cuda.is_available()
-    names = [
-        field.name for field in dataclasses.fields(config_class) if field.init and field.name not in args.own_flags
-    ]
-    values = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    theirs = {field.name for field in dataclasses.fields(config_class) if field.init} - set(args.own_flags)
+    values = {name: value for name, value in vars(args).items() if name in theirs}
     if not cuda:
         values["use_cpu"] = True
     if values["bf16"] is None and not values["fp16"]:
@@ -271,7 +269,7 @@ def _yaml_flags(parser, content):
 
 def _print_help(script, parser, defaults, demo, trainer):
     source = Path(script).read_text(encoding="utf-8")
-    reasons = dict(reversed(re.findall(r"^    (\w+)=.*?,  # (.+)$", source, re.MULTILINE)))
+    reasons = dict(reversed(re.findall(r"^    (\w+)=.*?,?  # (.+)$", source, re.MULTILINE)))
     rows = [("--help_all", "every flag, the trainer's too")] if trainer else []
     rows += [("--demo", "a small run that needs no GPU, no hub and no account")] if demo else []
     rows.append(("--config FILE", "flags from a YAML file"))
@@ -283,9 +281,8 @@ def _print_help(script, parser, defaults, demo, trainer):
     rows.append(("", ""))
     for name, value in defaults.items():
         small = f" [demo: {demo[name]}]" if name in demo else ""
-        rows.append(
-            (f"--{name} {' '.join(value) if isinstance(value, list) else value}", reasons.get(name, "") + small)
-        )
+        value = " ".join(value) if isinstance(value, list) else value
+        rows.append((f"--{name} {value}", reasons.get(name, "") + small))
     print(ast.get_docstring(ast.parse(source)), "\n\nFlags (and their defaults):\n")
     for flag, text in rows:
         print(f"  {flag:<36} {text}" if len(flag) < 37 else f"  {flag}\n  {'':<36} {text}")

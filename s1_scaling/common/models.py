@@ -27,9 +27,7 @@ def load_tokenizer(path: Path):
 
     tokenizer = AutoTokenizer.from_pretrained(str(path))
     if tokenizer.eos_token_id is None:
-        raise SystemExit(
-            f"{path}: the tokenizer names no eos_token, so no answer could end. Use the model's own files."
-        )
+        raise SystemExit(f"{path}: the tokenizer names no eos_token: no answer could end. Use the model's own files.")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         known = set(tokenizer.get_vocab()) - {tokenizer.eos_token}
         spare = [token for token in ("<|endoftext|>", "<|fim_pad|>", "<|vision_pad|>", "<pad>") if token in known]

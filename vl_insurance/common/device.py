@@ -65,9 +65,9 @@ def no_cuda() -> str:
     if "--demo" in sys.argv:
         return "--demo runs without one: leave this flag out."
     if torch.version.cuda is None:
+        card = "Has this machine an NVIDIA card (`nvidia-smi` lists it)?"
         return (
-            "This torch is a CPU build. Has this machine an NVIDIA card (`nvidia-smi` lists it)? Then install this "
-            "folder's requirements.txt; without one, run --demo."
+            f"This torch is a CPU build. {card} Then install this folder's requirements.txt; without one, run --demo."
         )
     return f"torch for CUDA {torch.version.cuda} sees none: `nvidia-smi` tells whether there is one and its driver."
 
@@ -75,9 +75,8 @@ def no_cuda() -> str:
 def need_vllm():
     """Stop where --engine vllm is asked for and vLLM is not there."""
     if importlib.util.find_spec("vllm") is None:
-        raise SystemExit(
-            "--engine vllm: vLLM is not installed here. Take --engine hf, or pip install --no-deps -r requirements-vllm.txt."
-        )
+        install = "pip install --no-deps -r requirements-vllm.txt"
+        raise SystemExit(f"--engine vllm: vLLM is not installed here. Take --engine hf, or {install}.")
 
 
 def has_bf16() -> bool:

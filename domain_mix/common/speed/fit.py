@@ -174,17 +174,22 @@ def fastest(size, rows, total, fixed, tokens):
 def tune(config, args, path, dataset):
     """--auto: set what the card decides, which is quantization, packing, micro-batch, checkpointing and kernels.
 
-    Never touched: the learning rate, and the rows per optimizer step over all GPUs, which stay
+    Never touched: the learning rate, and the rows per optimizer step over all GPUs, which are rows_per_step, or
     per_device_train_batch_size x gradient_accumulation_steps. What the command line or the YAML says stays as given.
     config: the trainer's config, changed in place, as is args. path: the model's folder. dataset: the tokenized training
     rows. Prints the choice as the flags that repeat it.
     """
     import torch
 
+    rows = args.rows_per_step or config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if args.rows_per_step:
+        config.gradient_accumulation_steps, rest = divmod(rows, config.per_device_train_batch_size * config.world_size)
+        if rest:
+            size = config.per_device_train_batch_size * config.world_size
+            raise SystemExit(f"--rows_per_step {rows} is no multiple of {size}, the batch size over all GPUs.")
     if not args.auto or not torch.cuda.is_available() or config.use_cpu:
         return
     given, total = set(args.given), device.card_bytes()
-    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     fixed = _fixed(vars(args) | vars(config), "per_device_train_batch_size")
     if "micro" not in fixed:  # else as given, for each GPU
         if rows % config.world_size:
@@ -236,7 +241,7 @@ def estimate(args, flag, work=None, micro="per_device_train_batch_size", most=0)
     """
     own, value = vars(args), getattr(args, flag)
     shape, auto, splits = shape_of(args.model), own.get("auto", False), own.get("gradient_accumulation_steps")
-    rows, fixed = own[micro] * (splits or 1) or most, _fixed(own, micro)
+    rows, fixed = own.get("rows_per_step") or own[micro] * (splits or 1) or most, _fixed(own, micro)
     code = "unsloth" if own.get("backend") == "unsloth" else "fast" if auto or own.get("fused_lora") else "plain"
     adapter = {"adapter": 10 if "8bit" in own.get("optim", "") else 16}  # its two moments in 8 bits
     work = work or (lambda length, rows: {"tokens": length * rows})

@@ -144,10 +144,9 @@ class LoraMLP(torch.autograd.Function):
         up = wide(flat, bases[1]).addmm_(hu, bu.T)
         act = swiglu(gate, up)
         hd = act @ ad.T
-        if torch._C._current_graph_task_id() == -1:
-            y = wide(act, bases[2]).addmm_(hd, bd.T)
-        else:  # inside a backward pass: checkpointing rebuilds what this layer kept, its result is not needed again
-            y = torch.empty_like(flat)
+        # Inside a backward pass checkpointing rebuilds what this layer kept; its result is not needed again.
+        rebuilding = torch._C._current_graph_task_id() != -1
+        y = torch.empty_like(flat) if rebuilding else wide(act, bases[2]).addmm_(hd, bd.T)
         ctx.save_for_backward(flat, h, gate, up, hd, both, bg, bu, ad, bd)
         ctx.bases, ctx.scalings, ctx.shape, ctx.ranks = bases, scalings, x.shape, [len(ag), len(au)]
         return y.view(x.shape)

@@ -1,0 +1,42 @@
+"""What one watches of train_grpo.py: numbers in metrics.jsonl, a progress bar, plots; and a checkpoint where a signal stops it."""
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from stage import tidy
+
+# Title of a plot: metric -> its label.
+PANELS = {
+    "reward: score in stds - EOS penalty": {"reward": "reward"},
+    "KL from the reference, per token": {"kl": "kl"},
+    "entropy, nats per token": {"entropy": "entropy"},
+    "length, tokens": {"completions/mean_length": "length"},
+    "share of groups whose rewards are all equal": {"frac_reward_zero_std": "share"},
+    "share of answers cut off": {"completions/clipped_ratio": "share"},
+}
+
+
+class Watcher(TrainerCallback):
+    """For a run that is an own loop to common/runs.py: its stages are all resumed alike, by inputs and not by data set."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = tqdm(desc="GRPO", initial=state.global_step, total=state.max_steps)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "reward" in logs:
+            self.run.log(state.global_step, tidy(logs))
+            self.bar.set_postfix(reward=f"{logs['reward']:.2f}", length=f"{logs['completions/mean_length']:.0f}")
+
+    def on_step_end(self, args, state, control, **_):
+        self.bar.update()
+        if self.run.stop:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **_):
+        self.run.plot("grpo.png", PANELS)
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()

@@ -1,0 +1,91 @@
+"""What a model says about pictures, before and after training. Imports torch: for after the parsing."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fields import FIELDS, parse, score
+from pictures import load_image
+from prompt import prompt_text
+
+
+@contextlib.contextmanager
+def inference(model, backend):
+    """Switch a model to generation and back."""
+    training = model.training
+    if backend == "unsloth":
+        from unsloth import FastVisionModel
+
+        FastVisionModel.for_inference(model)
+    model.eval()
+    yield
+    if backend == "unsloth" and training:
+        FastVisionModel.for_training(model)
+    model.train(training)
+
+
+@torch.no_grad()
+def generate(model, processor, pictures, prompts, max_new_tokens=200, batch_size=8, backend="hf"):
+    """The model's answer to each prompt about each picture, greedily, in order.
+
+    pictures: PIL images, or paths of files, so that a thousand of them are never in memory together.
+    """
+    made, tokenizer = [], processor.tokenizer
+    with inference(model, backend):
+        for start in tqdm(range(0, len(prompts), batch_size), desc="answers", leave=False):
+            texts = [prompt_text(processor, {"prompt": each}) for each in prompts[start : start + batch_size]]
+            batch = pictures[start : start + batch_size]
+            images = [[load_image(each) if isinstance(each, str | Path) else each] for each in batch]
+            # Padding on the left: a decoder goes on from the last position.
+            batch = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
+            output = model.generate(
+                **batch.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                repetition_penalty=1.0,  # Qwen's own settings have 1.05, which is not greedy any more
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            new = output[:, batch["input_ids"].shape[1] :]
+            made += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return made
+
+
+def measure(trainer, processor, shown, args, prompt=None):
+    """Held-out loss, and answers to the shown rows: as they are, and with the pictures exchanged. prompt: instead of theirs."""
+    prompts, paths = [prompt or row["prompt"] for row in shown], [row["image"] for row in shown]
+    made = {"loss": trainer.evaluate()["eval_loss"]} if trainer.eval_dataset is not None else {}
+    # Each row gets the next one's picture. A model that answers the same to it does not look.
+    for name, pictures in (("answers", paths), ("exchanged", paths[1:] + paths[:1])):
+        made[name] = generate(trainer.model, processor, pictures, prompts, args.max_new_tokens, 8, args.backend)
+    return made
+
+
+def show(before, after, shown, base_prompt):
+    """Print what a person wants to see: the same photos read before and after."""
+    truth = [parse(row["response"]) for row in shown]
+    for row, old, new in zip(shown, before["answers"], after["answers"], strict=True):
+        print(
+            f"\n{'=' * 100}\npicture:     {row['image']}\nquestion:    {row['prompt']}\nreference:   {row['response']}"
+        )
+        asked = f"asked in its own words, {base_prompt}\n" if base_prompt else ""
+        print(f"{'-' * 100}\nbefore:      {asked}{old or '(empty)'}\n{'-' * 100}\nafter:       {new or '(empty)'}")
+    print("=" * 100)
+    others = truth[1:] + truth[:1]
+    for name, each in (("before", before), ("after", after)):
+        if shown:
+            facts = [parse(text) for text in each["answers"]]
+            moved = [parse(text) for text in each["exchanged"]]
+            letters = sum(text == row["response"] for text, row in zip(each["answers"], shown, strict=True))
+            scores = score(facts, truth)
+            print(f"{name}: {letters} of {len(shown)} answers to the letter; mileage {scores['fields']['mileage']['exact']:.2f}, "
+                  f"all {len(FIELDS)} facts {scores['document_exact']:.2f}; with the next row's picture "
+                  f"{score(moved, others)['document_exact']:.2f} say what that picture shows and "
+                  f"{score(moved, truth)['document_exact']:.2f} what they said before")  # fmt: skip
+    if "loss" in before:
+        print(f"held-out loss: {before['loss']:.3f} before, {after['loss']:.3f} after")
