@@ -10,7 +10,7 @@ A quick look:     python evaluate.py --limit 50 --max_new_tokens 64
 
 from dataclasses import dataclass
 
-from common import models
+from common import device, models
 from common.cli import ModelArgs, arg, parse
 from data import format_report, read_rows, split
 from prompt import answer_ids, prompt_ids
@@ -39,6 +39,7 @@ def main(argv=None):
     rows, report = read_rows(args.data or trained["data"])
     print(format_report(report))
     held_out = split(rows, trained["eval_ratio"], trained["split_seed"])[1][: args.limit]
+    args.backend = device.decide_backend(args.backend)  # before transformers, which Unsloth patches
     tokenizer = models.load_tokenizer(run.adapter)
     from common.report import compare
     from common.speed import graph

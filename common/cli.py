@@ -106,12 +106,12 @@ def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Na
     values, parser = {"bf16": None} | defaults | (demo if switches.demo else {}), Parser()
     for name, hint, default, text in _declared(flags):
         _add(parser, name, values.get(name, default), text, **_options(hint))
-    own = {action.dest for action in parser._actions}
-    for name in () if trainer else [name for name in defaults if name not in own]:
+    declared = [action.dest for action in parser._actions]
+    for name in () if trainer else [name for name in defaults if name not in declared]:
         _add(parser, name, values[name], "", **_options(type(defaults[name])))
+    own = {action.dest for action in parser._actions}
     if switches.help:
-        _print_help(script, parser, defaults, demo, trainer)
-        raise SystemExit(0)
+        raise SystemExit(_print_help(script, parser, defaults, demo, trainer))
     for name, options, default, text in _trainer_fields(trainer.split(":")[1]) if trainer else ():
         # A script's own flag stands before the trainer's of the same name. TRL's packing is another than ours.
         if name not in own and name != "packing":
@@ -120,8 +120,7 @@ def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Na
     unknown = (set(defaults) | set(demo)) - known
     assert not unknown, f"DEFAULTS or DEMO names flags that do not exist: {sorted(unknown)}"
     if switches.help_all:
-        parser.print_help()
-        raise SystemExit(0)
+        raise SystemExit(parser.print_help())
 
     args = argparse.Namespace()
     content = _load_yaml(parser, switches.config) if switches.config else {}

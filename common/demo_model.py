@@ -99,8 +99,7 @@ def _check(model, tokenizer):
     assert ids == [0, 1, 2] and (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2), ids
     for text, expected in PROBES.items():
         found = tokenizer(text).input_ids
-        assert tokenizer.decode(found) == text, (text, tokenizer.decode(found))
-        assert found == expected, (text, found)
+        assert (found, tokenizer.decode(found)) == (expected, text), (text, found)
     chat = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]

@@ -81,7 +81,7 @@ def text_table(header, rows) -> str:
 
     rows, table = [[str(cell) for cell in row] for row in rows], Table(box=None, pad_edge=False)
     for name, *cells in zip(header, *rows, strict=True):
-        number = all(cell.strip("+-%").replace(".", "").replace(",", "").isdigit() for cell in cells if cell)
+        number = all(cell.strip("+-%").replace(".", "").replace(",", "").isdigit() for cell in cells if cell.strip("-"))
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))

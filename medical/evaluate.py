@@ -9,7 +9,7 @@ Quick, with ROUGE:  python evaluate.py --limit 50 --rouge --max_new_tokens 128
 
 from dataclasses import dataclass
 
-from common import models
+from common import device, models
 from common.cli import ModelArgs, arg, parse
 from data import format_report, read_rows, split
 from prompt import TEMPLATE, answer_ids, prompt_ids
@@ -40,6 +40,7 @@ def main(argv=None):
     # Older runs named these two by what they were also used for: eval_rows and seed.
     held_out, seed = trained.get("held_out", trained["eval_rows"]), trained.get("split_seed", trained["seed"])
     held_out = split(table, held_out, seed)[1].to_pylist()[: args.limit]
+    args.backend = device.decide_backend(args.backend)  # before transformers, which Unsloth patches
     tokenizer = models.load_tokenizer(run.adapter)
     from common.report import compare
     from common.speed import graph

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from common import device, models
 from common.cli import LoraArgs, arg, parse, trainer_config
-from common.hub import resolve_model
+from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
 from common.speed import fit
 from data import load_splits, prompts_of
@@ -167,7 +167,7 @@ def load_model(args, config, path):
         target_modules=args.lora_target_modules,
         bias="none",
     )
-    nf4 = NF4 if models.choose_quantization(args.quantization, path) else None
+    nf4 = NF4 if choose_quantization(args.quantization, path) else None
     longest = args.max_prompt_tokens + args.max_completion_length
     if args.fast_inference:  # with a vLLM engine inside that shares its weights; its trainer sees model.vllm_engine
         from unsloth import FastLanguageModel

@@ -6,14 +6,15 @@ import warnings
 from pathlib import Path
 
 import torch
+from estimate import CHUNK
 from peft import PeftConfig, PeftModel
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from common import device, models
 from common.answers import generate
+from common.hub import choose_quantization
 from common.speed import graph
-from estimate import CHUNK
 
 # QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
@@ -28,7 +29,7 @@ def compute_dtype(args):
 def load_backbone(path: Path, args):
     """The SFT model as a causal LM, frozen, in eval mode."""
     device.decide_backend("hf")  # before any model: it also chooses torch's attention
-    nf4 = NF4 if models.choose_quantization(args.quantization, path) else None
+    nf4 = NF4 if choose_quantization(args.quantization, path) else None
     model = models.load_base(path, "hf", nf4, compute_dtype(args))
     for parameter in model.parameters():
         parameter.requires_grad = False

@@ -17,7 +17,7 @@ from budget import Budget, force, hf_engine
 from common import device, models
 from common.cli import ModelArgs, arg, parse
 from common.files import replace_text
-from common.hub import resolve_model
+from common.hub import choose_quantization, resolve_model
 from common.rows import read_lines
 from data import clean, format_report, is_right, key
 from prompt import answer_text, marks, prompt_ids
@@ -57,7 +57,7 @@ def open_grader(name, args):
         path = resolve_model(name)
         args.backend = device.decide_backend(args.backend)
         tokenizer = models.load_tokenizer(path)
-        nf4 = NF4 if models.choose_quantization(args.quantization, path) else None
+        nf4 = NF4 if choose_quantization(args.quantization, path) else None
         model = models.load_base(path, args.backend, nf4, device.dtype(), 4096).eval()
     from common.answers import generate
     from common.speed import graph

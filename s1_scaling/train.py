@@ -27,7 +27,7 @@ from pathlib import Path
 from budget import Budget, check_context, force, hf_engine, text_of
 from common import device, models, tokens
 from common.cli import SftArgs, arg, parse, trainer_config
-from common.hub import resolve_model
+from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
 from common.speed import fit
 from data import DataArgs, is_right, load_splits, overlap
@@ -109,7 +109,7 @@ def load_model(args, config, path):
         target_modules=args.lora_target_modules,
         bias="none",
     )
-    nf4 = NF4 if models.choose_quantization(args.quantization, path) else None
+    nf4 = NF4 if choose_quantization(args.quantization, path) else None
     model = models.load_base(path, args.backend, nf4, device.dtype(config), args.max_length)
     model = models.attach(model, lora_config, args.backend, config)
     if args.fused_lora and args.backend == "hf":

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common import answers, device, hub, models, paths, runs, tokens
+from common import answers, device, hub, models, paths, runs
 from common.files import read_json, write_json
 
 
@@ -83,11 +83,11 @@ def test_pad_is_never_eos(demo_model, tmp_path):
 
 
 def test_digest_sees_every_value_and_where_rows_end():
-    one = tokens.digest(dataset([1, 2, 3], [4, 5]))
-    assert one == tokens.digest(dataset([1, 2, 3], [4, 5]))
+    one = runs.dataset_digest(dataset([1, 2, 3], [4, 5]))
+    assert one == runs.dataset_digest(dataset([1, 2, 3], [4, 5]))
     others = [dataset([1, 2, 3], [4, 6]), dataset([1, 2], [3, 4, 5]), dataset([4, 5], [1, 2, 3]), dataset([1, 2, 3])]
-    assert len({one, *map(tokens.digest, others)}) == 5
-    assert tokens.digest(dataset([0, 0], [1, 2, 3], [4, 5]).select([1, 2])) == one  # a view digests as what it shows
+    assert len({one, *map(runs.dataset_digest, others)}) == 5
+    assert runs.dataset_digest(dataset([0, 0], [1, 2, 3], [4, 5]).select([1, 2])) == one  # a view digests as what it shows
 
 
 def config(tmp_path, **more):

@@ -17,9 +17,9 @@ Override anything:  python train.py --data qwen-vl-train.xlsx --max_pixels 40140
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import device, models, tokens
+from common import device, tokens
 from common.cli import ModelArgs, arg, parse, trainer_config
-from common.hub import resolve_model
+from common.hub import choose_quantization, resolve_model
 from common.paths import command
 from common.speed import fit
 from data import load_splits
@@ -155,7 +155,7 @@ def load_model(args, config, path):
         target_modules=lora_targets(args),
         bias="none",
     )
-    nf4 = NF4 if models.choose_quantization(args.quantization, path) else None
+    nf4 = NF4 if choose_quantization(args.quantization, path) else None
     model = load_base(path, args.backend, nf4, device.dtype(config), args.max_length)
     return attach(model, lora_config, args, config)
 

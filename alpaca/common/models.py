@@ -6,13 +6,11 @@ line (common/device.py). Heavy libraries are imported by the functions that need
 """
 
 import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import device, hub
 from common.files import read_json
-from common.hub import MARGIN, choose_quantization  # noqa: F401
 from common.paths import TASK_DIR, output_dir
 
 BY_ROW = "varlen"  # the name of common/speed/packing.py's attention
@@ -132,11 +130,9 @@ def open_run(adapter=None, model=None, needed=(), record=False) -> TrainedRun:
 def latest(stage="") -> Path:
     """The run of this folder's recipe, or of one of its stages, that was finished last."""
     root = output_dir() / stage
-    finished = []
-    for file in root.glob("*/run.json"):
-        record = read_json(file)
-        if record.get("status") == "finished":
-            finished.append((record.get("finished", file.stat().st_mtime), file.parent))
+    records = ((file, read_json(file)) for file in root.glob("*/run.json"))
+    finished = [(record.get("finished", file.stat().st_mtime), file.parent)
+                for file, record in records if record.get("status") == "finished"]  # fmt: skip
     if not finished:
         raise SystemExit(f"no finished run in {root}: run train.py first, or name a folder with --adapter.")
     return max(finished)[1]
@@ -159,11 +155,8 @@ def load_run(run: TrainedRun, args, load=load_base, read=load_tokenizer):
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
-        named = json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-        raise SystemExit(
-            f"{run.adapter} was not trained on {run.base.name}: their layers differ in size. Leave --model out: "
-            f"the adapter names its base, {named}."
-        ) from None
+        named = read_json(run.adapter / "adapter_config.json")["base_model_name_or_path"]
+        raise SystemExit(f"{run.adapter} was not trained on {run.base}: it names its base, {named}.") from None
 
 
 @contextlib.contextmanager

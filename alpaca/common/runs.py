@@ -63,7 +63,7 @@ class Run:
         self.main, self.world = True, 1
         if config:
             self._plan(args, config, dataset)
-            inputs = tokens.digest(dataset)
+            inputs = dataset_digest(dataset)
             arguments = arguments | config.to_dict() | {name: arguments[name] for name in args.own_flags}
             asked = None if config.output_dir in (None, "trainer_output") else config.output_dir
             self.main, self.world = config.process_index == 0, config.world_size
@@ -330,7 +330,9 @@ class Run:
         if after:
             lines += ["\n| measured on held-out rows | before | after |", "|---|---|---|"]
             lines += [f"| {name} | {before.get(name, '')} | {value} |" for name, value in after.items()]
-        lines.append(f"\nTo use it:\n\n```sh\n{command('infer.py', '--adapter', self.folder)}\n```\n")
+        lines.append(
+            f"\nTo use it (`--help` names the other flags):\n\n```sh\n{command('infer.py', '--adapter', self.folder)}\n```\n"
+        )
         replace_text(self.folder / "README.md", "\n".join(lines))
 
     # checkpoints of a loop that a script writes itself
@@ -438,6 +440,22 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(
         (each for each in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", each.name)), key=number_of
     )
+
+
+def dataset_digest(dataset) -> str:
+    """sha256 over a tokenized dataset's values: data, template and tokenizer in one number."""
+    import pyarrow
+
+    state = hashlib.sha256()
+    for table in dataset.with_format("arrow").iter(10_000):
+        for name in sorted(table.column_names):
+            lists = table[name].combine_chunks()
+            if not hasattr(lists, "flatten") or not pyarrow.types.is_integer(lists.flatten().type):
+                continue  # TRL may keep the text beside its tokens
+            state.update(name.encode())
+            state.update(lists.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            state.update(lists.flatten().to_numpy(zero_copy_only=False).tobytes())
+    return state.hexdigest()
 
 
 def digest(content) -> str:

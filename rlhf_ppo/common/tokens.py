@@ -102,19 +102,3 @@ def lengths(dataset) -> list[int]:
         for table in dataset.with_format("arrow").iter(50_000)
         for length in table["input_ids"].combine_chunks().value_lengths().to_pylist()
     ]
-
-
-def digest(dataset) -> str:
-    """sha256 over a tokenized dataset's values: data, template and tokenizer in one number."""
-    import pyarrow
-
-    state = hashlib.sha256()
-    for table in dataset.with_format("arrow").iter(10_000):
-        for name in sorted(table.column_names):
-            lists = table[name].combine_chunks()
-            if not hasattr(lists, "flatten") or not pyarrow.types.is_integer(lists.flatten().type):
-                continue  # TRL may keep the text beside its tokens
-            state.update(name.encode())
-            state.update(lists.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-            state.update(lists.flatten().to_numpy(zero_copy_only=False).tobytes())
-    return state.hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common import device, tokens
 from common.files import read_json
-from common.models import MARGIN
+from common.hub import MARGIN
 from common.paths import models_dir
 
 FIELDS = ("hidden", "ffn", "layers", "heads", "kv_heads", "vocabulary", "tied")
@@ -277,7 +277,7 @@ def estimate(args, flag, work=None, micro="per_device_train_batch_size", most=0)
           f"card  fits  needs  weights   LoRA   kept  at work  cache   CUDA")  # fmt: skip
     for card in CARDS:
         total, here = card * 1e9, dict(fixed)
-        if not auto and own["quantization"] == "auto":  # as models.choose_quantization will decide
+        if not auto and own["quantization"] == "auto":  # as hub.choose_quantization will decide
             here["four_bit"] = _weights(shape, False) + MARGIN > total
         found = best(value, total, here)
         four_bit, checkpointing, count = found[:3] if found else (
