@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from estimate import CHUNK
 from peft import PeftConfig, PeftModel
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -15,6 +14,7 @@ from common import device, models
 from common.answers import generate
 from common.hub import choose_quantization
 from common.speed import graph
+from estimate import CHUNK
 
 # QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)

@@ -28,7 +28,7 @@ DEFAULTS = dict(
     max_new_tokens=256,
     temperature=1.0,
     eos_penalty=1.0,  # as in PPO: off the score of an answer without an end
-    batch_size=64,
+    batch_size=64,  # answers written at once
     seed=3407,
 )
 DEMO = dict(model=DEMO_MODEL, data=str(HERE / "sample" / "pairs.jsonl"), n=4, prompts=4, max_new_tokens=20)

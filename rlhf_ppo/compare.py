@@ -195,13 +195,12 @@ def held_out(args, data, tokenizer):
     return ids[: args.eval_prompts]
 
 
-def all_prompts(args, tokenizer):
-    """The prompts as messages: those of --data that are not too long, or gold.py's."""
+def read_prompts(args):
+    """The prompts as messages: those of --data, or gold.py's."""
     if not args.data:
         return prompts(args.prompts, args.seed)
     pairs, _ = read_rows(args.data)
-    talks = list({key_of(pair["prompt"]): pair["prompt"] for pair in pairs}.values())[: args.max_pairs]
-    return encode_prompts([{"prompt": talk} for talk in talks], tokenizer, args.max_prompt_length, "prompts")[0]
+    return list({key_of(pair["prompt"]): pair["prompt"] for pair in pairs}.values())[: args.max_pairs]
 
 
 def main(argv=None) -> Path:
@@ -209,9 +208,11 @@ def main(argv=None) -> Path:
     check_quantization(args)
     if args.own_pairs and not args.data:
         raise SystemExit("--own_pairs needs --data FILE: the pairs that the reward model learns from.")
-    path = sft_model(args.model)
+    path, talks = sft_model(args.model), read_prompts(args)
     tokenizer = models.load_tokenizer(path)
-    talks = all_prompts(args, tokenizer)
+    if args.data:
+        fitting = encode_prompts([{"prompt": talk} for talk in talks], tokenizer, args.max_prompt_length, "prompts")
+        talks = fitting[0]
 
     import plots  # torch is loaded from here on: what can be wrong above has been said
     from backbone import add_adapter, load_backbone

@@ -45,8 +45,8 @@ class DataArgs:
         None,
         "JSON, JSONL, Parquet, a save_to_disk folder or a hub name (default: RLHF_PPO_DATA_DIR, DATA_DIR/rlhf_ppo, hub)",
     )
-    eval_ratio: float = arg(0.1, "share of the prompts held out; pairs with the same prompt stay together")
-    split_seed: int = arg(42, "of the draw which prompts are held out")
+    eval_ratio: float = arg(0.1, "share of the rows held out; rows that ask the same stay together")
+    split_seed: int = arg(42, "of the draw which rows are held out")
     max_pairs: int = arg(
         20_000, "at most so many pairs are used, the first ones; a reward model learns no more from more"
     )

@@ -17,7 +17,7 @@ from prompt import prompt_ids
 from stage import check_quantization, read_reward, show_examples
 
 DEFAULTS = dict(
-    max_new_tokens=256,
+    max_new_tokens=256,  # longest answer
     temperature=0.0,  # 0: always the likeliest token; 0.7: some variety
     seed=3407,
 )
@@ -26,7 +26,7 @@ DEFAULTS = dict(
 @dataclass
 class Args:
     prompt: str | None = arg(None, "one prompt (default: a question about cats)")
-    file: str | None = arg(None, "a text file (UTF-8), one prompt a line; answers go to --out")
+    file: str | None = arg(None, "a text file (UTF-8), one prompt per line; answers go to --out")
     out: str | None = arg(None, "where the answers of --file go, as JSON lines (default: FILE.answers.jsonl)")
     ppo: str | None = arg(None, "a run of train_ppo.py (default: the newest finished one)")
     grpo: str | None = arg(None, "a run of train_grpo.py (default: the newest finished one, if it fits)")

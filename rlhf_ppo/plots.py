@@ -60,8 +60,8 @@ def over_seeds(rows, kl, name):
 
 
 def markdown(header, lines):
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    first, *rest = (f"| {' | '.join(row)} |" for row in (header, *lines))
+    return "\n".join([first, "|" + "---|" * len(header), *rest])
 
 
 def plot(rows, best, file, with_gold):

@@ -23,7 +23,6 @@ import merge
 import train_grpo
 import train_ppo
 import train_reward
-
 from common import device
 from common.cli import arg, parse
 from common.files import read_json

@@ -40,9 +40,9 @@ HERE = Path(__file__).resolve().parent
 DEFAULTS = dict(
     model="Qwen/Qwen2.5-0.5B-Instruct",
     updates=100,  # rollouts; each is followed by epochs x minibatches optimizer steps
-    rollout_size=64,  # answers an update; fewer make the advantages noisy, more make the samples old
+    rollout_size=64,  # answers per update; fewer make the advantages noisy, more make the samples old
     epochs=2,  # passes over a rollout; more learn faster until the clipping stops them
-    minibatches=2,  # optimizer steps a pass
+    minibatches=2,  # optimizer steps per pass
     micro_batch_size=0,  # answers at once in forward and backward; 0: as many as fit. Changes speed, not the result
     max_new_tokens=256,  # an answer that has no end by then is judged as it is and pays eos_penalty
     temperature=1.0,  # also divides the logits in training: what is scored is the distribution that was sampled
@@ -57,7 +57,7 @@ DEFAULTS = dict(
     max_grad_norm=1.0,  # for the policy and for the value model separately: one must not drown the other
     eos_penalty=1.0,  # off the score of an answer without an end: it must not pay to be cut off
     value_warmup=0,  # first updates that train the value model only; 5-10 where it does not begin as the reward model
-    lora_r=16,
+    lora_r=16,  # of the policy; the value model's is the reward model's
     lora_alpha=16,  # alpha = r keeps the update's scale at 1
     save_every=10,  # updates that a crash can cost; a stop by SIGTERM or Ctrl-C saves at once
     snapshot_every=0,  # above 0: keep the policy's adapter every so many updates, for compare.py
@@ -277,7 +277,7 @@ def rollout(backbone, tokenizer, prompts, args, kl_coef):
     lengths = mask.sum(1)
     metrics = {
         "score": scores.mean(), "score_std": scores.std(unbiased=False), "score_raw": raw.mean(),
-        "kl": d.sum(1).mean(),  # nats an answer; an average of k1, unbiased
+        "kl": d.sum(1).mean(),  # nats per answer; an average of k1, unbiased
         "kl_k3": (((-d).exp() - 1 + d) * mask).sum(1).mean(),  # never negative, less noisy
         "rlhf_reward": rewards.sum(1).mean(),  # what is maximised: score - penalty - kl_coef KL
         "entropy": (entropy * mask).sum() / mask.sum(),
@@ -320,7 +320,7 @@ def optimize(backbone, optimizer, roll, pad, args, update):
 
 def minibatch_gradients(backbone, roll, minibatch, pad, args, policy_on=True):
     """Backward passes of one minibatch (indices into the rollout): first all of the policy's, then all of the value
-    model's, so that adapters are switched twice a minibatch. Each micro-batch adds its sum over tokens divided by the
+    model's, so that adapters are switched twice per minibatch. Each micro-batch adds its sum over tokens divided by the
     minibatch's tokens: the same gradient however it is cut."""
     from backbone import response_logprobs
 

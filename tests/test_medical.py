@@ -1,6 +1,5 @@
 """The medical recipe, run as a user runs it: the folder copied alone, a fresh process, a tiny model."""
 
-import importlib.util
 import json
 import os
 import re
@@ -8,26 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from common import tokens
+
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ["--show_answers", "0", "--learning_rate", "1e-3", "--per_device_train_batch_size", "2", "--eval_rows", "8"]
+QUICK = ["--show_answers", "0", "--learning_rate", "1e-3", "--per_device_train_batch_size", "2", "--held_out", "8"]
 
 
 @pytest.fixture(scope="module")
-def train():
-    """medical/train.py as a module under a name of its own: another task has a train.py and a data.py, too."""
-    sys.path.insert(0, str(ROOT / "medical"))
-    try:
-        spec = importlib.util.spec_from_file_location("medical_train", ROOT / "medical" / "train.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "medical"))
-        sys.modules.pop("data", None)
-    return module
+def prompt(modules_of):
+    return modules_of("medical", ("prompt",)).prompt
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +30,17 @@ def tokenizer(demo_model):
     return load_tokenizer(demo_model)
 
 
-ROWS = {"question": [" 高血压患者能吃党参吗？ ", "What helps a cold?"], "answer": ["可以。\n", " Rest and drink. "]}
+ROWS = [
+    {"question": " 高血压患者能吃党参吗？ ", "answer": "可以。\n"},
+    {"question": "What helps a cold?", "answer": " Rest and drink. "},
+]
 
 
-def test_the_loss_counts_the_answer_and_its_end_and_nothing_else(train, tokenizer):
-    batch = train.encode(ROWS, tokenizer, 512)
-    for ids, labels, answer, question in zip(
-        batch["input_ids"],
-        batch["labels"],
-        ["可以。", "Rest and drink."],
-        ["高血压患者能吃党参吗？", "What helps a cold?"],
-        strict=True,
-    ):
+def test_the_loss_counts_the_answer_and_its_end_and_nothing_else(prompt, tokenizer):
+    every = prompt.encode(tokenizer, ROWS)
+    assert len(every[0]) == len(every[1]) == 2
+    for row, ids, labels in zip(ROWS, *every, strict=True):
+        question, answer = row["question"].strip(), row["answer"].strip()
         assert tokenizer.decode([token for token in labels if token != -100]) == answer + "<|im_end|>"
         text = (
             "你是一个专业的医疗助手。请根据患者的问题提供专业、准确的回答。\n\n### 问题：\n"
@@ -59,26 +51,20 @@ def test_the_loss_counts_the_answer_and_its_end_and_nothing_else(train, tokenize
         assert labels[-1] == tokenizer.eos_token_id and all(a in (-100, b) for a, b in zip(labels, ids, strict=True))
 
 
-def test_loss_on_all_counts_every_token(train, tokenizer):
-    batch = train.encode(ROWS, tokenizer, 512, "all")
-    assert batch["labels"] == batch["input_ids"]
+def test_loss_on_all_counts_every_token(prompt, tokenizer):
+    ids, labels = prompt.encode(tokenizer, ROWS, loss_on="all")
+    assert labels == ids
 
 
-def test_inference_sees_the_ids_that_training_saw(train, tokenizer):
-    batch = train.encode(ROWS, tokenizer, 512)
-    for prompt, ids, labels in zip(
-        train.prompt_ids(tokenizer, ROWS["question"]), batch["input_ids"], batch["labels"], strict=True
-    ):
-        assert (
-            ids[: len(prompt)] == prompt
-            and labels[: len(prompt)] == [-100] * len(prompt)
-            and labels[len(prompt)] != -100
-        )
+def test_inference_sees_the_ids_that_training_saw(prompt, tokenizer):
+    for asked, ids, labels in zip(prompt.prompt_ids(tokenizer, ROWS), *prompt.encode(tokenizer, ROWS), strict=True):
+        assert ids[: len(asked)] == asked and labels[: len(asked)] == [-100] * len(asked) and labels[len(asked)] != -100
 
 
-def test_rows_that_do_not_fit_are_left_out_and_never_cut(train, tokenizer):
-    lengths = [len(ids) for ids in train.encode(ROWS, tokenizer, 512)["input_ids"]]
-    assert [len(ids) for ids in train.encode(ROWS, tokenizer, min(lengths))["input_ids"]] == [min(lengths)]
+def test_rows_that_do_not_fit_are_left_out_and_never_cut(prompt, tokenizer):
+    lengths = [len(ids) for ids in prompt.encode(tokenizer, ROWS)[0]]
+    kept = tokens.tokenize(ROWS, partial(prompt.encode, tokenizer), min(lengths), "rows")
+    assert tokens.lengths(kept) == [min(lengths)] and len(set(lengths)) == 2
 
 
 def metrics(folder):
@@ -211,7 +197,7 @@ def test_sigterm_saves_and_exits_143(copied, environment, tiny_model, tmp_path):
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--model", "nobody/nothing"], "model 'nobody/nothing' was not found. Tried:"),
         (["--max_length", "20"], "no row fits in --max_length 20"),
-        (["--eval_rows", "100000"], "100000 rows for evaluation out of 110"),
+        (["--held_out", "100000"], "--held_out 100000 of 110 rows"),
         (["--unknown", "1"], "unknown flag --unknown"),
     ],
 )
@@ -253,6 +239,29 @@ def test_chat_in_a_pipe_ends_with_its_input(copied, environment, script, tiny_mo
     command = [sys.executable, "infer.py", "--max_new_tokens", "4"]
     done = subprocess.run(command, cwd=task, env=environment, input="我头疼\nquit\n", capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("问题 >") == 2, done.stderr
+
+
+def test_a_run_says_what_it_held_out_also_one_of_before_held_out(copied, script, tiny_model, tmp_path):
+    task = copied("medical")
+    script(task / "train.py", "--demo", *QUICK, "--model", tiny_model, "--max_steps", 1, "--split_seed", 5)
+    folder, measured = only_run(tmp_path), {}
+    record = json.loads((folder / "run.json").read_text("utf-8"))
+    # What the record of an older run looks like: no task, and the split's settings under names with two meanings.
+    old = {name: value for name, value in record["arguments"].items() if name not in ("held_out", "split_seed")}
+    old = {name: value for name, value in record.items() if name != "task"} | {
+        "arguments": old | {"eval_rows": 8, "seed": 5}
+    }
+    for name, content in {"new": record, "old": old}.items():
+        (folder / "run.json").write_text(json.dumps(content), "utf-8")
+        script(task / "evaluate.py", "--adapter", folder, "--max_new_tokens", 2, "--out", tmp_path / name)
+        lines = (tmp_path / name / "predictions.jsonl").read_text("utf-8").splitlines()
+        measured[name] = [json.loads(line)["instruction"] for line in lines]
+    assert len(set(measured["new"])) == 8 and measured["old"] == measured["new"]
+
+    (folder / "run.json").write_text(json.dumps(record | {"task": "s1_scaling"}), "utf-8")
+    for arguments in (["infer.py", "--question", "x"], ["evaluate.py"]):
+        other = script(task / arguments[0], "--adapter", folder, *arguments[1:], check=False)
+        assert other.returncode and "it is a run of s1_scaling" in other.stderr
 
 
 def test_packed_and_padded_runs_learn_the_same(copied, environment, tiny_model, tmp_path):

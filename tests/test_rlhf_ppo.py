@@ -642,6 +642,18 @@ def test_long_pairs_are_left_out_and_sides_end_in_eos(rlhf, demo_model, capsys):
         rlhf.data.encode_pairs(pairs, tokenizer, 5, 80, "pairs")
 
 
+def test_a_system_text_is_always_said_and_once(rlhf, demo_model):
+    """Of the run where it saved one; a prompt that brings its own keeps it."""
+    from common.models import load_tokenizer
+
+    tokenizer, own = load_tokenizer(demo_model), {"role": "system", "content": "Be kind."}
+    rows = [{"prompt": [USER]}, {"prompt": [own, USER]}]
+    for template, said in (({}, rlhf.prompt.SYSTEM), ({"system_prompt": "Be short."}, "Be short.")):
+        texts = [tokenizer.decode(ids) for ids in rlhf.prompt.prompt_ids(tokenizer, rows, template)]
+        assert [text.count("<|im_start|>system\n") for text in texts] == [1, 1]
+        assert texts[0].startswith(f"<|im_start|>system\n{said}<|im_end|>") and "Be kind." in texts[1]
+
+
 def test_the_order_of_prompts_needs_no_memory(rlhf):
     prompts = list(range(10))
     batches = [rlhf.data.prompts_of_update(prompts, update, 4, 7) for update in range(1, 6)]
@@ -898,7 +910,10 @@ def test_a_killed_run_goes_on_bit_for_bit(chain):
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[0]
     assert process.returncode == 143 and "the same command goes on from it" in said, said
-    assert 1 <= len(numbers(out)) < 4 and json.loads((out / "run.json").read_text())["status"] == "unfinished"
+    record = json.loads((out / "run.json").read_text())
+    assert 1 <= len(numbers(out)) < 4 and record["status"] == "unfinished"
+    del record["task"], record["started"]  # as the old code wrote it: its runs are gone on with, too
+    (out / "run.json").write_text(json.dumps(record))
     done = chain.run("train_ppo.py", *flags)
     assert "goes on from checkpoint-" in done.stdout
     assert numbers(out) == numbers(straight)

@@ -65,10 +65,7 @@ def no_cuda() -> str:
     if "--demo" in sys.argv:
         return "--demo runs without one: leave this flag out."
     if torch.version.cuda is None:
-        card = "Has this machine an NVIDIA card (`nvidia-smi` lists it)?"
-        return (
-            f"This torch is a CPU build. {card} Then install this folder's requirements.txt; without one, run --demo."
-        )
+        return "This torch is a CPU build. With an NVIDIA card (nvidia-smi lists it), install this folder's requirements.txt."
     return f"torch for CUDA {torch.version.cuda} sees none: `nvidia-smi` tells whether there is one and its driver."
 
 

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from common import models, tokens
+from common import device, models, tokens
 
 TOKENS = 4096  # of a batch that is measured, padding too, or one row: 1.2 GB of logits for Qwen's 152,000 words
 CHUNK = 1024  # tokens whose logits exist in float32 at a time: 0.6 GB
@@ -69,7 +69,7 @@ def generate(
     how = dict(repetition_penalty=1.0) | how  # Qwen's own settings have 1.05, which is not greedy any more
     return_ids = how.pop("return_ids", False)
     whole = {"temperature": how.get("temperature"), "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0}
-    fast = decode and model.device.type == "cuda" and not streamer and backend == "hf"
+    fast = decode and model.device.type == "cuda" and not streamer and backend == "hf" and not device.sharded()
     fast = fast and (how == whole or how == dict(repetition_penalty=1.0))
     pad, ends = tokenizer.pad_token_id, end_tokens(model, tokenizer)
     # The longest first: if memory is short, that shows at once.
