@@ -11,6 +11,8 @@ One GPU:           python train_prompt_completion.py --data alpaca.json
 A minute, CPU:     python train_prompt_completion.py --demo --show_mask 2
 """
 
+from trl_rows import before_the_run, fitting
+
 import train
 from common import models, tokens
 from common.cli import parse, trainer_config
@@ -19,7 +21,6 @@ from common.paths import command
 from common.speed import fit
 from data import load_splits
 from prompt import TEMPLATE, prompt_text
-from trl_rows import before_the_run, fitting
 
 # train.py says why for the others.
 DEFAULTS = train.DEFAULTS | dict(

@@ -137,7 +137,7 @@ def run_columns(folder):
     import data
 
     start = time.perf_counter()
-    table, reports = data.read_folder(folder, max_chars=MAX_CHARS)
+    table, reports = data.read_rows(folder, max_chars=MAX_CHARS)
     before, between, after = PROMPT.split("{}")
     text = pc.binary_join_element_wise(before, table["question"], between, table["answer"], after, "")
     # With a name of our own, datasets does not hash half a gigabyte to find one.

@@ -20,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
+from csv_bytes import MISFIT, UNCLOSED, UNDECODABLE, Unusable, read_blocks
+
 from common.files import new_file, text_table
 from common.paths import data_dir, load_env
-from csv_bytes import MISFIT, UNCLOSED, UNDECODABLE, Unusable, read_blocks
 
 # A column is known by any of these names, in any case; where a file has two of them, the one listed first counts.
 COLUMNS = {

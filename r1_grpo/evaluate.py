@@ -22,7 +22,7 @@ from prompt import prompt_ids
 from rewards import grade
 
 DEFAULTS = dict(
-    model=None,  # the base that the adapter's adapter_config.json names
+    model=None  # the base that the adapter's adapter_config.json names
 )
 # name -> what it is
 METRICS = {

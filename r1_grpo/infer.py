@@ -18,7 +18,7 @@ from prompt import prompt_ids
 from rewards import NO_TAG, extract
 
 DEFAULTS = dict(
-    model=None,  # the base that the adapter's adapter_config.json names
+    model=None  # the base that the adapter's adapter_config.json names
 )
 QUESTION = "Mia has 23 marbles and finds 18 more. She gives 9 to her brother. How many marbles does she have now?"
 

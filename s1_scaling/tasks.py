@@ -12,10 +12,9 @@ import argparse
 import random
 from pathlib import Path
 
-from domains import ASKED, LEVELS, TEST_WORDS, WORDS, clock, dates, letters, sums, units
-
 from common.files import write_lines
 from data import new_files
+from domains import ASKED, LEVELS, TEST_WORDS, WORDS, clock, dates, letters, sums, units
 
 CORRECTED, CONFIRMED = 0.3, 0.15  # shares of the traces with a second look, after a wrong and after a right first one
 AGAIN = "Wait, let me check."

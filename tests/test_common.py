@@ -87,7 +87,9 @@ def test_digest_sees_every_value_and_where_rows_end():
     assert one == runs.dataset_digest(dataset([1, 2, 3], [4, 5]))
     others = [dataset([1, 2, 3], [4, 6]), dataset([1, 2], [3, 4, 5]), dataset([4, 5], [1, 2, 3]), dataset([1, 2, 3])]
     assert len({one, *map(runs.dataset_digest, others)}) == 5
-    assert runs.dataset_digest(dataset([0, 0], [1, 2, 3], [4, 5]).select([1, 2])) == one  # a view digests as what it shows
+    assert (
+        runs.dataset_digest(dataset([0, 0], [1, 2, 3], [4, 5]).select([1, 2])) == one
+    )  # a view digests as what it shows
 
 
 def config(tmp_path, **more):

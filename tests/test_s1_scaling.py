@@ -536,6 +536,22 @@ def test_in_pieces_the_texts_are_the_same_and_those_that_ended_leave(s1, tiny, t
     assert sizes[0] == 3 and len(sizes) > 1 and max(sizes[1:]) < 3
 
 
+def test_on_a_gpu_the_recorded_steps_are_taken(s1, tokenizer):
+    import torch
+
+    calls = []
+    model = torch.nn.Module()
+    model.device, model.config = torch.device("cuda"), SimpleNamespace(_attn_implementation="sdpa")
+
+    def decode(model, prompts, room, temperature, ends, pad, graph):
+        calls.append((room, temperature, ends, graph))
+        return [[7, END, 9] for _ in prompts]
+
+    gen = s1.budget.hf_engine(model, tokenizer, "hf", temperature=0.5, decode=decode)
+    assert gen([[5, 6], [5]], [10, 70], 0, {END}) == [[7, END], [7, END]]
+    assert calls == [(128, 0.5, [END], True)]  # room is rounded up, so that a recording serves more than one round
+
+
 def test_sampling_differs_and_is_seeded(s1, tiny, tokenizer):
     import torch
 

@@ -12,7 +12,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from sync_common import ROOT, closure, tasks
 
 READ = {"paths", "tokens", "device", "cli", "models", "answers", "demo_model"}
