@@ -38,6 +38,8 @@ def prompt_text(row, template=TEMPLATE) -> str:
 def prompt_ids(tokenizer, rows, template=TEMPLATE) -> list[list[int]]:
     """Token ids of each row's prompt. template: TEMPLATE, or the texts of a run; without these its chat template counts."""
     if "prompt_template" in template:
+        if "{instruction}" not in template["prompt_template"]:  # old runs do not say whose they are
+            raise SystemExit("the prompt_template.txt of this adapter has no {instruction}: it is another recipe's.")
         return ids_of(tokenizer, [prompt_text(row, template) for row in rows])
     talks = [conversation({"instruction": row["instruction"], "input": row["input"]}) for row in rows]
     return [tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False) for talk in talks]

@@ -35,6 +35,8 @@ def main(argv=None):
     args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     run = models.open_run(args.adapter, args.model, needed=TEMPLATE, record=True)
     trained = run.arguments
+    if "max_chars" not in trained:  # old runs do not say whose they are
+        raise SystemExit(f"{run.adapter} was not trained by medical: its run.json names no max_chars.")
     table, reports = read_rows(args.data or trained["data"], trained["max_chars"])
     print(format_report(reports))
     # Older runs named these two by what they were also used for: eval_rows and seed.

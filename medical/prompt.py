@@ -23,6 +23,8 @@ def prompt_text(row, template=TEMPLATE) -> str:
 
 def prompt_ids(tokenizer, rows, template=TEMPLATE) -> list[list[int]]:
     """Token ids of each row's prompt. template: TEMPLATE, or the texts of a run."""
+    if "{question}" not in template["prompt_template"]:  # old runs do not say whose they are
+        raise SystemExit("the prompt_template.txt of this adapter has no {question}: it is another recipe's.")
     return ids_of(tokenizer, [prompt_text(row, template) for row in rows])
 
 

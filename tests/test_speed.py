@@ -267,19 +267,6 @@ def test_auto_leaves_the_command_line_alone(tmp_path, monkeypatch, capsys):
     assert config.per_device_train_batch_size == 2 and args.quantization == "auto" and not said
 
 
-def test_a_loaded_model_is_in_training_mode_all_the_way_down(tiny_model):
-    """Remembering the mode once left the layers in evaluation mode, where nothing is checkpointed."""
-    model = lora_model(tiny_model)
-    model.eval()
-    model.training = True  # as PEFT's shell around a loaded model says
-    packing.skip_bookkeeping(model)
-    assert all(module.training for module in model.modules())
-    model.eval()
-    assert not any(module.training for module in model.modules())
-    model.train()
-    assert all(module.training for module in model.modules())
-
-
 def test_rows_per_step_leave_the_split_to_auto_or_to_the_batch_size(tmp_path, monkeypatch, capsys):
     config, *_ = tuned(tmp_path, monkeypatch, capsys, rows_per_step=64)
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64

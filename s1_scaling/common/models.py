@@ -134,7 +134,7 @@ def latest(stage="") -> Path:
     finished = [(record.get("finished", file.stat().st_mtime), file.parent)
                 for file, record in records if record.get("status") == "finished"]  # fmt: skip
     if not finished:
-        raise SystemExit(f"no finished run in {root}: run train.py first, or name a folder with --adapter.")
+        raise SystemExit(f"no finished run in {root}: run train.py first, or name a folder.")
     return max(finished)[1]
 
 

@@ -32,8 +32,6 @@ def collator(tokenizer, packing: bool, backend: str):
 
 def attend_by_row(model, backend: str):
     """Give the model attention by row. Without a kernel for it transformers masks, which is right and slow."""
-    if backend == "hf":
-        skip_bookkeeping(model)
     if varlen_kernel() is None:
         return
     if backend == "unsloth":
@@ -76,11 +74,3 @@ def varlen_attention(
         window_size=(window - 1 if window else -1, 0),
     )
     return out.unsqueeze(0), None
-
-
-def skip_bookkeeping(model):
-    """Spare each step two walks over all modules: together they leave a GPU idle for 20 ms and more."""
-    train = model.train
-    train()  # a loaded model is in evaluation mode, in which nothing is checkpointed, while PEFT's shell says it is not
-    model.train = lambda mode=True: model if model.training == mode else train(mode)
-    model.floating_point_ops = lambda *args, **kwargs: 0  # trainer_state.json's total_flos, which nobody reads
