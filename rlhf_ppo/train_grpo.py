@@ -93,8 +93,8 @@ def learned_reward(model, head, reward, tokenizer, eos_penalty):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, "trl:GRPOConfig", argv)
-    path, reward = ready(args)
     train_pairs, eval_pairs = load_splits(args)
+    path, reward = ready(args)
     tokenizer = models.load_tokenizer(path)
     prompts, prompt_ids = encode_prompts(train_pairs, tokenizer, args.max_prompt_length, "training prompts")
     shown, ids = encode_prompts(eval_pairs[: args.show_answers], tokenizer, args.max_prompt_length, "held-out prompts")

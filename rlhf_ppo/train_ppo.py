@@ -430,8 +430,8 @@ def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
     if args.estimate:
         return show_estimate(args)
-    path, reward = ready(args)
     train_pairs, eval_pairs = load_splits(args)
+    path, reward = ready(args)
     tokenizer = models.load_tokenizer(path)
     _, prompts = encode_prompts(train_pairs, tokenizer, args.max_prompt_length, "training prompts")
     shown, ids = encode_prompts(eval_pairs[: args.show_answers], tokenizer, args.max_prompt_length, "held-out prompts")

@@ -530,6 +530,12 @@ def test_check_prints_an_aligned_table(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_table_in_the_readme_is_what_the_sample_gives(page):
+    printed = run("--check", SCRIPT.parent / "sample").stdout
+    assert f"```\n{printed}```\n" in (SCRIPT.parent / page).read_text("utf-8")
+
+
 def test_check_fails_where_nothing_is_usable(tmp_path):
     write(tmp_path, "a.csv", lines("a,b", "1,2"))
     result = run(tmp_path)

@@ -132,13 +132,13 @@ def peak_memory() -> dict:
     if torch.cuda.is_available():
         taken, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         return {"peak_gb": round(taken / 1e9, 2), "peak_gb_reserved": round(reserved / 1e9, 2)}
-    import psutil
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
 
-    memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):  # Windows
-        return {"peak_gb_process": round(memory.peak_wset / 1e9, 2)}
-    import resource
-
+        memory = psutil.Process().memory_info()
+        return {"peak_gb_process": round(getattr(memory, "peak_wset", memory.rss) / 1e9, 2)}
     unit = 1 if sys.platform == "darwin" else 1024
     return {"peak_gb_process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)}
 
