@@ -261,10 +261,10 @@ def plots(measured, lengths):
 def before_after(model, tokenizer, eval_sets, prompts, max_new_tokens, backend) -> dict:
     """What is compared before and after training: held-out loss and perplexity of each set, and answers.
 
-    eval_sets: name -> tokenized dataset. prompts: lists of token ids, those of the rows that are shown.
+    eval_sets: name -> tokenized dataset; the name of a single one is "". prompts: lists of token ids, those of the rows that are shown.
     """
     found = {name: heldout_loss(model, rows, tokenizer.pad_token_id) for name, rows in eval_sets.items()}
-    return found | {"answers": generate(model, tokenizer, prompts, max_new_tokens, backend=backend)}
+    return found.get("", found) | {"answers": generate(model, tokenizer, prompts, max_new_tokens, backend=backend)}
 
 
 def show(before, after, asked):
@@ -277,8 +277,8 @@ def show(before, after, asked):
         print("\n".join(f"{name + ':':<12} {text}" for name, text in row.items() if text))
         print(f"{'-' * 100}\n{'before:':<12} {old or '(empty)'}\n{'-' * 100}\n{'after:':<12} {new or '(empty)'}")
     print("=" * 100)
-    for name in (key for key in after if key != "answers"):
-        one, two = before[name], after[name]
+    for name in [""] if "loss" in after else [key for key in after if key != "answers"]:
+        one, two = (found[name] if name else found for found in (before, after))
         print(
             f"held-out perplexity{', ' * bool(name) + name}: {one['perplexity']:.2f} before, {two['perplexity']:.2f} after"
             f" ({two['rows']} rows, {two['tokens']:,} tokens counted)"
