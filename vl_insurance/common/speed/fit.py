@@ -94,7 +94,7 @@ def _weights(shape, four_bit):
 def needs(shape, tokens, r, four_bit, checkpointing, code="fast", adapter=16, logits=256 * 12, cached=0, patches=0):
     """Bytes of a training step at its peak, as a dict whose sum it is.
 
-    tokens: of a micro-batch, padding too. code: "fast" is common/fast.py with Liger, "unsloth" keeps as much, "liger" is
+    tokens: of a micro-batch, padding too. code: "fast" is common/speed with Liger, "unsloth" keeps as much, "liger" is
     PEFT with Liger, "plain" is PEFT and TRL as they are. adapter: bytes a LoRA parameter; 16 are itself, its gradient and
     AdamW's two moments in float32. logits: bytes that "plain" has at once for each word of the vocabulary, by default
     TRL's chunk of 256 tokens with logits, probabilities and gradient in float32. cached: tokens whose keys and values
