@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */Dockerfile)))
 
-.PHONY: demo test test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor
+.PHONY: demo test test-fast test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor
 .DELETE_ON_ERROR:
 
 venv: .venv/.ready  ## .venv with everything that a laptop needs
@@ -17,13 +17,16 @@ demo: venv  ## the medical recipe from messy CSV files to answers, on a CPU
 test: venv  ## every test; those that need a Docker engine are skipped where there is none
 	$(PY) -m pytest
 
+test-fast: venv  ## the tests that train nothing, two minutes
+	$(PY) -m pytest -m "not slow"
+
 test-docker: venv  ## every image, built and run on a stand-in base
 	TEST_DOCKER_ALL=1 $(PY) -m pytest tests/docker
 
-lint: venv  ## style, and that the copies of common/ are the same
-	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) tools/sync_common.py --check
+lint: venv  ## style, the copies of common/, and whether the house is as planned
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) tools/sync_common.py --check && $(PY) tools/house.py
 
-sync:  ## copy common/ into every task folder
+sync:  ## copy into every task folder what it imports of common/
 	python3 tools/sync_common.py
 
 lock:  ## resolve requirements-cpu.in and every */requirements.in again; then: make lock-check

@@ -25,7 +25,7 @@ from common.cli import arg, parse, trainer_config
 from common.paths import DEMO_MODEL, command
 from data import DataArgs, encode_prompts, load_splits
 from prompt import prompt_texts
-from stage import PROJECTIONS, BackboneArgs, fingerprint, ready, show_course, show_examples
+from stage import PROJECTIONS, BackboneArgs, check_quantization, fingerprint, ready, show_course, show_examples
 
 HERE = Path(__file__).resolve().parent
 
@@ -93,6 +93,7 @@ def learned_reward(model, head, reward, tokenizer, eos_penalty):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, "trl:GRPOConfig", argv)
+    check_quantization(args)
     train_pairs, eval_pairs = load_splits(args)
     path, reward = ready(args)
     tokenizer = models.load_tokenizer(path)

@@ -33,7 +33,7 @@ from common.paths import DEMO_MODEL, command
 from data import DataArgs, encode_prompts, load_splits, prompts_of_update
 from estimate import minibatch_size, rows_at_once, show_estimate
 from prompt import cut_at_eos, rm_ids
-from stage import PROJECTIONS, LoopArgs, fingerprint, ready, show_course, show_examples, tidy
+from stage import PROJECTIONS, LoopArgs, check_quantization, fingerprint, ready, show_course, show_examples, tidy
 
 HERE = Path(__file__).resolve().parent
 
@@ -430,6 +430,7 @@ def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
     if args.estimate:
         return show_estimate(args)
+    check_quantization(args)
     train_pairs, eval_pairs = load_splits(args)
     path, reward = ready(args)
     tokenizer = models.load_tokenizer(path)

@@ -333,6 +333,7 @@ def losses(folder):
     return {log["step"]: log["loss"] for log in logs if "loss" in log}
 
 
+@pytest.mark.slow
 def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     """cp -r alpaca elsewhere; python train.py --demo --max_steps 2; infer.py; evaluate.py: nothing else of the repo."""
     from safetensors.torch import load_file
@@ -376,6 +377,7 @@ def runs(tiny_model, tmp_path_factory):
     return done
 
 
+@pytest.mark.slow
 def test_the_last_three_begin_at_the_same_loss(runs):
     first = {name: losses(folder)[1] for name, (_, folder) in runs.items()}
     assert first["chat_template"] == pytest.approx(first["conversational"], rel=1e-6)
@@ -384,6 +386,7 @@ def test_the_last_three_begin_at_the_same_loss(runs):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.slow
 def test_each_script_leaves_a_finished_run(runs, name, tokenizer):
     from common.models import load_tokenizer
 
@@ -394,6 +397,7 @@ def test_each_script_leaves_a_finished_run(runs, name, tokenizer):
     assert load_tokenizer(folder).chat_template == tokenizer.chat_template  # without marks
 
 
+@pytest.mark.slow
 def test_a_file_of_rows_is_answered(runs, script, tmp_path):
     questions = write(tmp_path, "rows.jsonl", '{"instruction": "Name a river."}\n')
     script(TASK / "infer.py", "--adapter", runs["plain_trainer"][1], "--file", questions, "--max_new_tokens", 3)
@@ -403,6 +407,7 @@ def test_a_file_of_rows_is_answered(runs, script, tmp_path):
     assert again.returncode and "exists and is kept" in again.stderr
 
 
+@pytest.mark.slow
 def test_an_adapter_is_asked_and_measured_in_the_form_it_was_trained_in(alpaca, runs, script, tokenizer, monkeypatch):
     monkeypatch.setattr(models, "TASK_DIR", TASK)
     ways = (models.open_run(runs[name][1]).texts for name in ("conversational", "prompt_completion"))
@@ -423,7 +428,9 @@ def test_an_adapter_is_asked_and_measured_in_the_form_it_was_trained_in(alpaca, 
     ("file", "arguments", "said"),
     [
         ("train.py", ["--data", "nowhere.json"], "nowhere.json: no such file or folder"),
-        ("train.py", ["--max_length", "20"], "training rows: no row fits in --max_length 20"),
+        pytest.param(
+            "train.py", ["--max_length", "20"], "training rows: no row fits in --max_length 20", marks=pytest.mark.slow
+        ),
         ("train_plain_trainer.py", ["--packing"], "unknown flag --packing"),
         ("train_prompt_completion.py", ["--packing"], "unknown flag --packing"),
         ("train_conversational.py", ["--auto"], "unknown flag --auto"),

@@ -95,6 +95,7 @@ def test_a_bundle_holds_the_task_and_nothing_private(bundle):
     }
 
 
+@pytest.mark.slow
 def test_it_is_checked_installed_and_trained_from_without_a_network(bundle):
     done = run(bundle, "--max_steps", "3")
     assert done.returncode == 0, done.stderr

@@ -165,6 +165,7 @@ def test_heldout_loss_is_token_weighted_and_sees_only_labels(tiny_model, monkeyp
     assert measured["loss"] == pytest.approx(total / count, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_batched_answers_equal_single_ones(demo_model):
     import torch
     from transformers import AutoModelForCausalLM

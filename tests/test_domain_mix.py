@@ -566,6 +566,7 @@ def trained(copied, script, tiny_model, tmp_path):
     return folder, run, shown
 
 
+@pytest.mark.slow
 def test_the_folder_works_alone(task, trained, demo_model, environment, script, tmp_path):
     """cp -r domain_mix elsewhere; train, evaluate, infer, another base, and a conversation in a terminal."""
     from safetensors.torch import load_file
@@ -653,7 +654,7 @@ def test_an_adapter_that_is_none(script, tmp_path):
     [
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file. Build it"),
         (["--model", "nobody/nothing"], "model 'nobody/nothing' was not found. Tried:"),
-        (["--max_length", "20"], "no row fits in --max_length 20"),
+        pytest.param(["--max_length", "20"], "no row fits in --max_length 20", marks=pytest.mark.slow),
         (["--eval_ratio", "2"], "--eval_ratio 2.0: expected a share between 0 and 1"),
     ],
 )

@@ -161,6 +161,7 @@ def test_a_model_is_fetched_whole_and_without_pickles(fetch):
 
 
 @pytest.mark.parametrize("stalls", [False, True])
+@pytest.mark.slow
 def test_a_connection_that_breaks_or_stalls_goes_on_in_the_middle(fetch, stalls):
     with serve(breaks=1, stalls=stalls) as hub:
         done = fetch(hub.url)

@@ -51,6 +51,7 @@ def test_an_answer_ends_with_its_eos_and_others_go_on(model):
         assert row == whole[: first + 1]
 
 
+@pytest.mark.slow
 def test_sampling_draws_from_the_softmax(model):
     torch.manual_seed(0)
     drawn = decode(model, [[5, 6, 7]] * 2000, 1, 0.5, [-1], 0, graph=False)

@@ -53,6 +53,7 @@ def test_closure_follows_imports_inside_functions_and_through_common(tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.slow
 def test_a_folder_alone_imports_every_module_it_carries(task, copied):
     """What the closure forgot would be missing here: nothing else of the repository can be seen."""
     folder = copied(task)
@@ -94,6 +95,7 @@ def test_a_folder_alone_answers_help_without_unix(task, copied, environment):
             without_unix(folder, environment, script.name, "--help")
 
 
+@pytest.mark.slow
 def test_training_and_inference_run_without_unix(copied, environment, tiny_model, tmp_path):
     folder, run = copied("alpaca"), tmp_path / "run"
     small = ["--model", tiny_model, "--max_steps", 2, "--show_answers", 0, "--output_dir", run]

@@ -412,6 +412,7 @@ def figures(tmp_path):
     return sorted(file.name for file in (tmp_path / "outputs" / "math_demos").iterdir())
 
 
+@pytest.mark.slow
 def test_the_folder_works_alone(copied, script, tmp_path, tiny_model):
     from PIL import Image
 
@@ -461,6 +462,7 @@ def test_the_folder_works_alone(copied, script, tmp_path, tiny_model):
 
 
 @pytest.mark.parametrize("kind", ["dot", "grey", "deep"])
+@pytest.mark.slow
 def test_odd_images_through_the_script(script, tmp_path, kind):
     from PIL import Image
 

@@ -80,6 +80,7 @@ def only_run(tmp_path, task="medical"):
     return folder
 
 
+@pytest.mark.slow
 def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     """cp -r medical elsewhere; python train.py --demo --max_steps 2; python infer.py: nothing else of the repo."""
     from safetensors.torch import load_file
@@ -133,6 +134,7 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_happened(copied, environment, tiny_model, tmp_path):
     task = copied("medical")
     arguments = ["--model", tiny_model, "--max_steps", 14, "--save_steps", 4, "--eval_steps", 4, "--output_dir"]
@@ -163,6 +165,7 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_happened(copied, e
     assert losses(tmp_path / "killed-2") == losses(folder)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_143(copied, environment, tiny_model, tmp_path):
     task = copied("medical")
     arguments = ["--model", tiny_model, "--max_steps", 4000, "--save_steps", 1000, "--eval_strategy", "no"]
@@ -196,7 +199,7 @@ def test_sigterm_saves_and_exits_143(copied, environment, tiny_model, tmp_path):
     [
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--model", "nobody/nothing"], "model 'nobody/nothing' was not found. Tried:"),
-        (["--max_length", "20"], "no row fits in --max_length 20"),
+        pytest.param(["--max_length", "20"], "no row fits in --max_length 20", marks=pytest.mark.slow),
         (["--held_out", "100000"], "--held_out 100000 of 110 rows"),
         (["--unknown", "1"], "unknown flag --unknown"),
     ],
@@ -221,6 +224,7 @@ def test_a_missing_model_lists_the_places_and_one_command(script, tmp_path):
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="this machine has a GPU")
 @pytest.mark.parametrize("flags", [["--quantization", "4bit"], ["--backend", "unsloth"]], ids=lambda flags: flags[1])
+@pytest.mark.slow
 def test_cuda_asked_for_and_absent(script, flags):
     done = script(ROOT / "medical" / "train.py", "--demo", *flags, check=False)
     assert done.returncode and "needs an NVIDIA GPU" in done.stderr and "Traceback" not in done.stderr
@@ -233,6 +237,7 @@ def test_an_adapter_that_is_none(script, tmp_path):
     assert "no finished run in" in done.stderr and "run train.py first" in done.stderr
 
 
+@pytest.mark.slow
 def test_chat_in_a_pipe_ends_with_its_input(copied, environment, script, tiny_model, tmp_path):
     task = copied("medical")
     script(task / "train.py", "--demo", *QUICK, "--model", tiny_model, "--max_steps", 1)
@@ -241,6 +246,7 @@ def test_chat_in_a_pipe_ends_with_its_input(copied, environment, script, tiny_mo
     assert done.returncode == 0 and done.stdout.count("问题 >") == 2, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_held_out_also_one_of_before_held_out(copied, script, tiny_model, tmp_path):
     task = copied("medical")
     script(task / "train.py", "--demo", *QUICK, "--model", tiny_model, "--max_steps", 1, "--split_seed", 5)
@@ -264,6 +270,7 @@ def test_a_run_says_what_it_held_out_also_one_of_before_held_out(copied, script,
         assert other.returncode and "it is a run of s1_scaling" in other.stderr
 
 
+@pytest.mark.slow
 def test_packed_and_padded_runs_learn_the_same(copied, environment, tiny_model, tmp_path):
     """Eight rows a step, as 2 x 4 padded ones and as one row of eight laid end to end: step for step the same loss."""
     task = copied("medical")
@@ -283,6 +290,7 @@ def test_packed_and_padded_runs_learn_the_same(copied, environment, tiny_model, 
     assert len(set(seen["padded"].values())) == 5
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_run(copied, environment, tiny_model, tmp_path):
     """As accelerate launch starts them: one folder, one voice, 2 x 4 rows a step."""
     task = copied("medical")

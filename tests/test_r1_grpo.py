@@ -433,6 +433,7 @@ def test_equal_rewards_give_no_gradient(r1, trainer):
 
 
 @pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.slow
 def test_kl_is_zero_at_the_start_and_not_later(r1, trainer, warm):
     made = trainer(characters, r1.rollout.Rollout(), warm, beta=0.1, max_steps=3, warmup_steps=0)
     assert ("ref" in made.model.peft_config) == warm
@@ -508,6 +509,7 @@ def logs_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     """cp -r r1_grpo elsewhere; python train.py --demo; infer.py; evaluate.py: nothing else of the repo."""
     task = copied("r1_grpo")
@@ -551,6 +553,7 @@ def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     assert [row["metric"] for row in table][:2] == ["strict", "flexible"] and (results / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(copied, environment, tiny_model, tmp_path):
     """Four steps at once, and two steps, a new process and two more: the same numbers and the same adapter."""
     task = copied("r1_grpo")
@@ -591,6 +594,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(copied, environment, tiny_mo
     assert (resumed / "adapter_model.safetensors").read_bytes() == (straight / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_dead_groups_stop_the_run(script, tiny_model, tmp_path):
     """A random model earns 0 every time."""
     done = script(
@@ -615,7 +619,11 @@ def test_dead_groups_stop_the_run(script, tiny_model, tmp_path):
         (["--warmup_sft", "2", "--backend", "unsloth"], "give --beta 0 or --backend hf"),
         (["--num_generations", "7"], "must be divisible by num_generations"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
-        (["--max_prompt_tokens", "9"], "training rows: no prompt fits in --max_prompt_tokens 9"),
+        pytest.param(
+            ["--max_prompt_tokens", "9"],
+            "training rows: no prompt fits in --max_prompt_tokens 9",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bad_input_is_said_in_a_line_before_a_model_loads(script, arguments, said):

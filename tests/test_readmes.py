@@ -102,3 +102,79 @@ def test_documented_commands_parse(script):
     done = subprocess.run([sys.executable, "-c", PARSE], cwd=script.parent, input=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+# Prints the values of every script's flags, without and with --demo: {script: [values, values of the demo]}.
+VALUES = """
+import importlib, json, sys
+sys.path[0] = "."
+import common.cli
+class Parsed(BaseException): pass
+real = common.cli.parse
+def parse(*args, **named):
+    raise Parsed(real(*args, **named))
+common.cli.parse = parse
+found = {}
+for script in json.loads(sys.stdin.read()):
+    module, found[script] = importlib.import_module(script), []
+    for argv in ([], ["--demo"]):
+        try:
+            module.main(argv)
+        except Parsed as parsed:
+            found[script].append({name: value for name, value in vars(parsed.args[0]).items()})
+        except SystemExit:
+            pass
+print(json.dumps(found, default=str))
+"""
+
+
+def flag_rows(page):
+    """(flags, cells behind them) of the rows of a page's tables of flags: flag, default, demo, meaning."""
+    text = page.read_text("utf-8")
+    for header, body in re.findall(r"^(\|[^\n]*)\n\|[-| ]+\|\n((?:\|[^\n]*\n)+)", text, re.MULTILINE):
+        names = [cell.strip().lower() for cell in header.strip("|").split("|")]
+        if names[1] in ("default", "默认", "默认值") and len(names) in (3, 4):
+            for line in body.splitlines():
+                first, *cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
+                if flags := re.findall(r"`--(\w+)`", first):
+                    yield flags, cells if len(names) == 4 else [cells[0], "", cells[1]]  # one without a demo
+
+
+def same(written, value):
+    """Whether a cell says a value. What a person adds in brackets, words for a path and an empty cell are no value."""
+    written = re.sub(r"\s*[(（].*?[)）]", "", written).strip().strip("`")
+    if not written or not re.fullmatch(r"-?[\d.,]+(e-?\d+)?|true|false|auto|none|all|answer", written):
+        return True
+    try:
+        return float(written.replace(",", "")) == float(value)
+    except (TypeError, ValueError):
+        return written == str(value).lower()
+
+
+FOLDERS = sorted(file.parent for file in ROOT.glob("*/Dockerfile") if file.parent.name != "docker")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_tables_of_flags_say_what_the_scripts_do(folder):
+    rows = [(page, *row) for page in folder.glob("README*.md") for row in flag_rows(page)]
+    scripts = [
+        file.stem for file in sorted(folder.glob("*.py")) if re.search(r"\bparse\(\s*__file__", file.read_text("utf-8"))
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", VALUES], cwd=folder, input=json.dumps(scripts), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found, wrong = json.loads(done.stdout.splitlines()[-1]), []
+    for page, flags, (default, demo, _) in rows:
+        for at, flag in enumerate(flags):
+            values = [each for each in found.values() if each and flag in each[0]]
+            for cell, which in ((default, 0), (demo, -1)):
+                parts = [part.strip() for part in re.sub(r"[(（].*?[)）]", "", cell).split(",")]
+                written = parts[at] if len(parts) == len(flags) else cell if len(flags) == 1 else ""
+                if not any(same(written, each[which][flag]) for each in values):
+                    wrong.append(f"{page.name}: --{flag} {cell!r}: {[each[which].get(flag) for each in values]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_are_tables_of_flags():
+    assert sum(1 for folder in FOLDERS for page in folder.glob("README*.md") for _ in flag_rows(page)) > 80

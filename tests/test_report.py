@@ -75,6 +75,7 @@ def test_reference_losses_are_those_of_heldout_loss(tiny_model):
     assert sum(losses) / 5 == pytest.approx(expected["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_medical(copied, script, tiny_model, tmp_path):
     task = copied("medical")
     run = tmp_path / "run"

@@ -367,6 +367,7 @@ def toy_run(rlhf, ppo, monkeypatch, updates, **more):
     return first, last
 
 
+@pytest.mark.slow
 def test_the_toy_task_is_learnt(rlhf, ppo, monkeypatch):
     first, last = toy_run(rlhf, ppo, monkeypatch, 25)
     assert last["score"] > first["score"] + 0.5 and last["kl"] > 4
@@ -378,6 +379,7 @@ def test_the_toy_task_is_not_learnt_without_a_learning_rate(rlhf, ppo, monkeypat
     assert abs(last["score"] - first["score"]) < 0.25 and last["kl"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_large_kl_weight_holds_the_policy(rlhf, ppo, monkeypatch):
     first, last = toy_run(rlhf, ppo, monkeypatch, 25, kl_coef=5.0)
     assert last["score"] < first["score"] + 0.3 and abs(last["kl"]) < 2
@@ -487,6 +489,7 @@ print("SCORES", scoring.score_rows(model, head, [[5, 6, 2], [7, 8, 9, 2]], 0))
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_scores_alike(rlhf, toy, environment):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -791,6 +794,7 @@ def numbers(folder):
     return [{k: v for k, v in line.items() if k not in clock and not k.startswith("s_")} for line in lines]
 
 
+@pytest.mark.slow
 def test_the_chain_makes_every_stage(chain):
     for stage, files in {
         "merged": {"model.safetensors", "tokenizer.json", "config.json"},
@@ -811,12 +815,14 @@ def test_the_chain_makes_every_stage(chain):
     assert re.search(r"ppo: score of 4 held-out answers [+-][\d.]+ before, [+-][\d.]+ after", chain.shown)
 
 
+@pytest.mark.slow
 def test_finished_stages_are_not_repeated(chain):
     shown = chain.run("train.py", *chain.flags).stdout
     assert shown.count("finished before with these arguments and inputs") == 4
     assert all(len(runs_of(chain, stage)) == 1 for stage in ("merged", "reward", "ppo", "grpo"))
 
 
+@pytest.mark.slow
 def test_every_policy_is_asked(chain):
     questions = chain.folder / "questions.txt"
     questions.write_text("What is rain?\nName a tree.\n")
@@ -830,6 +836,7 @@ def test_every_policy_is_asked(chain):
     assert again.returncode and "exists and is kept" in again.stderr
 
 
+@pytest.mark.slow
 def test_runs_of_the_old_code_are_asked_and_of_other_recipes_refused(chain):
     """run.json had no task, started and finished; other recipes' runs have another task, or, made by old code, no stage."""
     ask = ["--max_new_tokens", 2, "--bf16", "false", "--prompt", "Why?"]
@@ -855,6 +862,7 @@ def test_runs_of_the_old_code_are_asked_and_of_other_recipes_refused(chain):
     assert refused.returncode and "no run of train_ppo.py" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_printed_next_command_works(chain):
     """Where the person stands: the chain was started beside outputs/, and not in the recipe's folder."""
     (merged,) = runs_of(chain, "merged")
@@ -869,6 +877,7 @@ def test_rollouts_are_those_of_r1_grpo():
     assert (TASK / "rollout.py").read_bytes() == (ROOT / "r1_grpo" / "rollout.py").read_bytes()
 
 
+@pytest.mark.slow
 def test_best_of_n_is_reported(chain):
     merged, reward = runs_of(chain, "merged")[0], runs_of(chain, "reward")[0]
     data = TASK / "sample" / "pairs.jsonl"
@@ -879,6 +888,7 @@ def test_best_of_n_is_reported(chain):
     assert [row["n"] for row in rows] == [1, 2, 4] and rows[0]["score"] <= rows[1]["score"] <= rows[2]["score"]
 
 
+@pytest.mark.slow
 def test_the_comparison_draws_its_plot(chain):
     (merged,) = runs_of(chain, "merged")
     small = ["--prompts", 24, "--answers", 3, "--max_new_tokens", 6, "--updates", 2, "--snapshots", 2, "--seeds", 1]
@@ -893,6 +903,7 @@ def test_the_comparison_draws_its_plot(chain):
     assert (folder / "compare.png").stat().st_size > 10_000 and "| 0 (SFT) |" in (folder / "compare.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(chain):
     """SIGTERM in the middle: a checkpoint is left, exit 143; the same command ends as the run that was never stopped."""
     straight, merged, reward = (runs_of(chain, stage)[0] for stage in ("ppo", "merged", "reward"))
@@ -944,6 +955,7 @@ def test_help_answers_at_once(script):
         assert time.time() - began < 5, file  # 0.2 s on an idle machine
 
 
+@pytest.mark.slow
 def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     """cp -r rlhf_ppo elsewhere; python train.py --demo, made small; nothing else of the repo."""
     task = copied("rlhf_ppo")

@@ -589,6 +589,7 @@ def test_grades_go_on_where_they_stopped(s1, tmp_path, capsys):
     assert "weak: 2 asked, 2 of them right (100.0%); 3 were in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_model_grades_a_pool(script, tiny_model, tmp_path):
     pool = write(tmp_path / "pool.jsonl", [row(n) for n in range(3)])
     out = tmp_path / "grades.jsonl"
@@ -670,6 +671,7 @@ def test_runs_with_a_scripted_model(s1, tokenizer):
 SMALL = ("--max_steps", 2, "--eval_rows", 4, "--eval_answers", 2, "--max_think", 12, "--cap", 4, "--max_answer", 3)
 
 
+@pytest.mark.slow
 def test_the_folder_works_alone(copied, script, tiny_model, tmp_path):
     """cp -r s1_scaling elsewhere; train.py --demo, infer.py, evaluate.py, --merge: nothing else of the repo."""
     task = copied("s1_scaling")
@@ -749,6 +751,7 @@ def test_what_is_no_run_of_this_recipe_is_refused_by_name(script, tmp_path, file
         ("data.py", ["--check", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_bad_input_is_said_in_a_line(script, file, arguments, said):
     done = script(TASK / file, *arguments, check=False)
     assert done.returncode and said in done.stderr and "Traceback" not in done.stderr

@@ -268,6 +268,7 @@ def bad_pictures(folder):
         ("folder.jpg", "wrong format"), ("empty.jpg", "wrong format"), ("nowhere.jpg", "missing file"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_pictures_that_are_refused(vl, folder, name, reason):
     bad_pictures(folder)
     assert refused(vl, sheet(folder, GOOD, ("2", "里程？", name, "x")))[0] == reason
@@ -599,6 +600,7 @@ def test_the_map_says_what_stands_where(vl):
     assert order[:5].tolist() == [0, 1, 24, 25, 2]  # the four patches of the first token, then the next one's first
 
 
+@pytest.mark.slow
 def test_it_learns_two_pictures_and_looks_at_them(vl, tiny, processor, two):
     """From random weights to both read exactly, through the fast path and through generate; exchanged, the answers change."""
     import torch
@@ -661,6 +663,7 @@ def test_blocks_are_not_written_while_they_are_ready(vl, processor):
         lessons.stop()
 
 
+@pytest.mark.slow
 def test_pretrain_makes_a_model_and_keeps_what_is_there(vl, script, tmp_path):
     out = tmp_path / "reader"
     flags = [
@@ -729,6 +732,7 @@ def test_the_shipped_reader_reads_what_it_has_never_seen(vl):
 # -- runs
 
 
+@pytest.mark.slow
 def test_the_folder_works_alone(copied, script, tiny, tmp_path):
     """cp -r vl_insurance elsewhere; two steps of the demo, infer.py on a folder, evaluate.py: nothing else of the repo."""
     from safetensors.torch import load_file
@@ -771,6 +775,7 @@ def test_the_folder_works_alone(copied, script, tiny, tmp_path):
     assert refused.returncode and "is what" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_fine_tunes_the_reader(vl, copied, script, tmp_path):
     """The base reads held-out pictures when it is asked in its own words; the tuned one is asked the course's question."""
     task = copied("vl_insurance")
@@ -821,7 +826,7 @@ def test_no_photo_keeps_its_place_in_the_control(vl):
     ("file", "arguments", "said"),
     [
         ("train.py", ["--data", "nowhere.xlsx"], "nowhere.xlsx: no such file"),
-        ("train.py", ["--max_length", "80"], "no row fits in --max_length 80"),
+        pytest.param("train.py", ["--max_length", "80"], "no row fits in --max_length 80", marks=pytest.mark.slow),
         ("train.py", ["--packing", "true"], "unknown flag --packing"),
         ("train.py", ["--padding_free", "true"], "TRL has it for text only"),
         ("infer.py", [], "--image: which photo"),
