@@ -15,7 +15,7 @@ from functools import partial
 import train
 from common import models, tokens
 from common.cli import SftArgs, parse, trainer_config
-from common.hub import resolve_model
+from common.hub import choose_quantization, resolve_model
 from common.paths import command
 from common.speed import fit
 from data import load_splits
@@ -54,6 +54,7 @@ def main(argv=None):
     path = resolve_model(args.model)
 
     config = trainer_config(args)
+    choose_quantization(args.quantization, path)  # says now, and not in minutes, that the model cannot fit
     from trl import SFTTrainer
 
     from common import runs

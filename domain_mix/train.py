@@ -143,6 +143,7 @@ def main(argv=None):
     path = resolve_model(args.model)
 
     config = trainer_config(args)  # torch is loaded from here on: what can be wrong above has been said
+    choose_quantization(args.quantization, path)  # says now, and not in minutes, that the model cannot fit
     from datasets import concatenate_datasets
     from trl import SFTTrainer
 

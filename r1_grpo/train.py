@@ -194,13 +194,14 @@ def main(argv=None):
     path = resolve_model(args.model)
 
     config = trainer_config(args)  # torch is loaded from here on: what can be wrong above has been said
+    choose_quantization(args.quantization, path)  # says now, and not in minutes, that the model cannot fit
     check(args)  # again: now it is known what backend "auto" is
     from transformers import set_seed
     from trl import GRPOTrainer
 
     from common import runs
     from rollout import Rollout
-    from warmup import set_reference, start_policy
+    from warmup import drop_reference, set_reference, start_policy
     from watch import PANELS, Watcher, measure, probe, show
 
     tokenizer = models.load_tokenizer(path)
@@ -236,8 +237,7 @@ def main(argv=None):
             shutil.rmtree(run.checkpoint / "ref", ignore_errors=True)
         set_seed(config.seed)  # the samples do not depend on how much was measured before
         run.train(trainer)
-        if "ref" in model.peft_config:
-            model.delete_adapter("ref")
+        drop_reference(model)
         run.save(trainer, tokenizer, **TEMPLATE)
         stages["after GRPO"] = measure(model, tokenizer, tests, args)
         run.note(after=stages["after GRPO"], tokens=round(watch.generated))

@@ -68,3 +68,9 @@ def set_reference(model, warmed_up):
         if ".default." in name:
             reference = model.get_parameter(name.replace(".default.", ".ref."))
             reference.data = parameter.data.float().clone()
+
+
+def drop_reference(model):
+    """What the KL was measured to is no part of the result."""
+    if "ref" in model.peft_config:
+        model.delete_adapter("ref")

@@ -144,3 +144,36 @@ def test_a_flag_means_the_same_in_every_folder():
             if known and not re.match(MEANINGS[flag], text):
                 wrong.append(f"{name} --{flag}: {text}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task, inside", [("alpaca", True), ("medical", False), ("domain_mix", True), ("s1_scaling", False)]
+)
+def test_the_printed_next_command_and_the_run_card(task, inside, copied, environment, tiny_model, tmp_path):
+    import shlex
+
+    folder = copied(task)
+    where = folder if inside else folder.parent
+    small = ["--model", str(tiny_model), "--max_steps", "1", "--output_dir", "my runs/first"]
+    small += (
+        ["--eval_answers", "0", "--max_think", "4", "--cap", "2"] if task == "s1_scaling" else ["--show_answers", "1"]
+    )
+
+    def run(command, stdin=""):
+        done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, input=stdin)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    script = "train.py" if inside else f"{task}/train.py"
+    said = run([sys.executable, script, "--demo", *small])
+    printed = shlex.split(re.search(r"^(?:Ask it yourself|Talk to it): python (.*)$", said, re.MULTILINE)[1])
+    assert printed[0] == ("" if inside else f"{task}/") + ("chat.py" if task == "domain_mix" else "infer.py")
+    assert printed[2] == "my runs/first"
+    run([sys.executable, *printed], stdin="Why?\nexit\n")
+
+    card = (where / "my runs" / "first" / "README.md").read_text("utf-8")
+    assert f"base_model: {tiny_model}\nlibrary_name: peft" in card and "fine-tuned version of None" not in card
+    assert "1 optimizer steps" in card and re.search(r"\| \w*.*loss \| [\d.]+ \| [\d.]+ \|", card), card
+    command = shlex.split(re.search(r"```sh\npython (.*)\n```", card)[1])
+    assert command[1:] == ["--adapter", "my runs/first"] and (where / command[0]).is_file()

@@ -177,6 +177,7 @@ def main(argv=None):
     path = resolve_model(args.model)
 
     config = trainer_config(args)  # torch is loaded from here on: what can be wrong above has been said
+    choose_quantization(args.quantization, path)  # says now, and not in minutes, that the model cannot fit
     config.max_length = None  # TRL would cut rows, inside an answer or before it, where the loss is 0 in silence
     from trl import SFTTrainer
 

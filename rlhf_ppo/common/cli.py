@@ -267,8 +267,9 @@ def _yaml_flags(parser, content):
 
 
 def _print_help(script, parser, defaults, demo, trainer):
-    source = Path(script).read_text(encoding="utf-8")
-    reasons = dict(reversed(re.findall(r"^    (\w+)=.*?,?  # (.+)$", source, re.MULTILINE)))
+    source, shared = Path(script).read_text(encoding="utf-8"), Path(script).with_name("train.py")
+    more = shared.read_text(encoding="utf-8") if shared.is_file() else ""  # whose DEFAULTS others take over
+    reasons = dict(reversed(re.findall(r"^    (\w+)=.*?,?  # (.+)$", source + more, re.MULTILINE)))
     rows = [("--help_all", "every flag, the trainer's too")] if trainer else []
     rows += [("--demo", "a small run that needs no GPU, no hub and no account")] if demo else []
     rows.append(("--config FILE", "flags from a YAML file"))
