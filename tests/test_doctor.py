@@ -744,3 +744,16 @@ def test_language_follows_the_locale_and_the_flag(arguments, locale, chinese, mo
     with pytest.raises(SystemExit, match="^0$"):
         doctor.main([*arguments, "--help"])
     assert doctor.TEXTS["help_offline"][chinese] in capsys.readouterr().out
+
+
+def test_the_readmes_sample_is_what_it_says():
+    """Each line of the pasted output is a text of the table, with other names and numbers in it."""
+    templates = {
+        re.sub(r"\\{.*?\\}", ".*", re.escape(text if isinstance(text, str) else text[0]))
+        for text in doctor.TEXTS.values()
+    }
+    for page in ("README.md", "README.zh-CN.md"):
+        sample = re.search(r"```\n(ok    GPU .*?)\n```", (ROOT / "docker" / page).read_text("utf-8"), re.DOTALL)[1]
+        for line in sample.splitlines()[:-1]:
+            said = re.sub(r"^((ok|warn|fail) +.{12}  ?| +-> )", "", line)
+            assert any(re.fullmatch(each, said) or re.search(each + "$", line) for each in templates), line
