@@ -408,7 +408,7 @@ def find_model(name, values):
     root, cache = values["MODELS_DIR"], os.path.join(values["HF_HOME"], "hub", "models--" + name.replace("/", "--"))
     places = [os.path.expanduser(name), os.path.join(root, name), os.path.join(root, modelscope)]
     places.append(os.path.join(root, "models", modelscope))
-    if values["MODEL_SOURCE"] != "modelscope":
+    if values["MODEL_SOURCE"].lower() != "modelscope":
         # A download into the cache that broke off is no fault: the run completes it.
         places += [place for place in inside(cache, "snapshots/*") if not broken_weights(place)]
     return next((place for place in places if os.path.isfile(os.path.join(place, "config.json"))), None)
@@ -577,7 +577,7 @@ def look(args, environ, cwd, script):
     m.broken = broken_weights(m.found) if m.found else ""
     if m.found or m.other_model:
         m.size = model_size(m.model, m.found, m.size)
-    m.source = m.values["MODEL_SOURCE"]
+    m.source = m.values["MODEL_SOURCE"].lower()
     fetched_to = "MODELS_DIR" if m.source == "modelscope" else "HF_HOME"
     m.folder = os.path.join(m.values["MODELS_DIR"], m.model or "")
     m.places = []

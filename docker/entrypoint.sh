@@ -11,8 +11,16 @@ set -euo pipefail
 
 # A .env file is written for the host; --env-file brings its paths in here, where they are other folders or none.
 export MODELS_DIR=/workspace/models DATA_DIR=/workspace/data OUTPUT_DIR=/workspace/outputs HF_HOME=/workspace/models/.hf
+own=$(tr '[:lower:]' '[:upper:]' <<<"${PWD##*/}")_DATA_DIR
 for name in $(compgen -e); do  # MEDICAL_DATA_DIR and the like
-  if [[ $name == *_DATA_DIR && ! -e ${!name} ]]; then unset "$name"; fi
+  if [[ $name != *_DATA_DIR || -e ${!name} ]]; then continue; fi
+  # A path of the host means nothing here. One that was written for the container is a mistake: other data must not be
+  # trained on in its place.
+  if [[ $name == "$own" && ${!name} =~ ^[\"\']?/workspace ]]; then
+    echo "$name is ${!name}, which is not there. Mount it, or correct the path; in an --env-file quotes are part of the value." >&2
+    exit 1
+  fi
+  unset "$name"
 done
 
 # A folder counts as mounted where it, all of /workspace or something inside of it is.

@@ -42,6 +42,18 @@ def test_a_model_is_found_in_either_spelling(tmp_path, monkeypatch, place):
     assert hub.resolve_model(str(tmp_path / place)) == tmp_path / place
 
 
+def test_the_hubs_name_is_read_in_any_case_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    for source, said in (
+        ("ModelScope", "the hub modelscope"),
+        ("HuggingFace", "the hub huggingface"),
+        ("hf", "expected huggingface or modelscope"),
+    ):
+        monkeypatch.setenv("MODEL_SOURCE", source)
+        with pytest.raises(SystemExit, match=said):
+            hub.resolve_model("org/no-such-model")
+
+
 def test_an_adapter_is_not_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(SystemExit, match="is a LoRA adapter, not a model"):

@@ -168,3 +168,24 @@ def test_hadolint_has_nothing_to_say():
     files = [DOCKER / "base.Dockerfile", *(ROOT / task / "Dockerfile" for task in TASKS)]
     done = subprocess.run([hadolint, *files], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ('"/workspace/data/my problems"', None),
+        ("/workspace/data/nothing", None),
+        ("/root/autodl-tmp/gsm8k", ""),
+        (".", "."),
+    ],
+)
+def test_a_data_folder_that_vanished_in_the_container_is_named(tmp_path, value, kept):
+    """What was written for the container and is not there stops the run; a path of the host is left out; what is there stays."""
+    (tmp_path / "r1_grpo").mkdir()
+    command = ["bash", ROOT / "docker" / "entrypoint.sh", "bash", "-c", 'echo "<${R1_GRPO_DATA_DIR-}>"']
+    environment = {"PATH": os.environ["PATH"], "R1_GRPO_DATA_DIR": value}
+    done = subprocess.run(command, cwd=tmp_path / "r1_grpo", env=environment, capture_output=True, text=True)
+    if kept is None:
+        assert done.returncode == 1 and f"R1_GRPO_DATA_DIR is {value}, which is not there" in done.stderr
+    else:
+        assert done.returncode == 0 and done.stdout == f"<{kept}>\n", done.stderr

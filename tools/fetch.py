@@ -38,7 +38,7 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     paths.load_env()
-    source = args.source or os.environ.get("MODEL_SOURCE", "huggingface")
+    source = (args.source or os.environ.get("MODEL_SOURCE", "huggingface")).lower()
     if args.model == paths.DEMO_MODEL:
         print(hub.resolve_model(args.model))
         return

@@ -40,7 +40,9 @@ def resolve_model(name: str) -> Path:
 
         return fetch(root / name)
 
-    source = os.environ.get("MODEL_SOURCE", "huggingface")
+    source = os.environ.get("MODEL_SOURCE", "huggingface").lower()
+    if source not in ("huggingface", "modelscope"):
+        raise SystemExit(f"MODEL_SOURCE={source}: expected huggingface or modelscope.")
     tried = [str(place) for place in dict.fromkeys(places)]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         try:
