@@ -32,13 +32,13 @@ ROWS = {
     # Unsloth with this repo's packing and torch's attention by row.
     "unsloth_bf16_packed": dict(PLAIN, backend="unsloth", quantization="none", packing=True, micro=32, accumulate=2),
     "unsloth_4bit_packed": dict(PLAIN, backend="unsloth", quantization="4bit", packing=True, micro=32, accumulate=2),
-    # The same updates as the course: 8 rows a step.
+    # The same updates as the course: 8 rows per step.
     "same_updates": dict(LORA, backend="hf", micro=8, accumulate=1),
     "same_updates_4bit": dict(LORA, backend="hf", quantization="4bit", micro=8, accumulate=1),
-    # Throughput: 64 rows a step.
+    # Throughput: 64 rows per step.
     "packed_peft": dict(LORA, backend="hf", fused_lora=False, micro=64, accumulate=1),
     "fast": dict(LORA, backend="hf", micro=64, accumulate=1),
-    "fast_32": dict(LORA, backend="hf", micro=32, accumulate=1),  # for two GPUs: 64 rows a step in all
+    "fast_32": dict(LORA, backend="hf", micro=32, accumulate=1),  # for two GPUs: 64 rows per step in all
     "fast_48gb": dict(LORA, backend="hf", micro=32, accumulate=2),
     "fast_4bit_40gb": dict(LORA, backend="hf", quantization="4bit", micro=32, accumulate=2),
     "fsdp": dict(LORA, backend="hf", use_liger_kernel=False, micro=32, accumulate=1),  # two GPUs, fsdp2.yaml

@@ -272,7 +272,7 @@ def test_a_run_says_what_it_held_out_also_one_of_before_held_out(copied, script,
 
 @pytest.mark.slow
 def test_packed_and_padded_runs_learn_the_same(copied, environment, tiny_model, tmp_path):
-    """Eight rows a step, as 2 x 4 padded ones and as one row of eight laid end to end: step for step the same loss."""
+    """Eight rows per step, as 2 x 4 padded ones and as one row of eight laid end to end: step for step the same loss."""
     task = copied("medical")
     same = ["--model", tiny_model, "--max_steps", 5, "--bf16", "false", "--eval_strategy", "no"]
     same += ["--load_best_model_at_end", "false", "--logging_steps", 1, "--output_dir"]
@@ -292,7 +292,7 @@ def test_packed_and_padded_runs_learn_the_same(copied, environment, tiny_model, 
 
 @pytest.mark.slow
 def test_two_processes_share_one_run(copied, environment, tiny_model, tmp_path):
-    """As accelerate launch starts them: one folder, one voice, 2 x 4 rows a step."""
+    """As accelerate launch starts them: one folder, one voice, 2 x 4 rows per step."""
     task = copied("medical")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
     launch += ["--demo", *QUICK]
