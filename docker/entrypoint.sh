@@ -131,8 +131,8 @@ case $verb in
   bash | python) exec "$verb" "$@" ;;
   doctor) exec python /usr/local/bin/doctor.py "$@" ;;
 esac
-if [[ ! -f $verb.py ]]; then
-  scripts=$(find . -maxdepth 1 -name '*.py' -printf '%f\n' | sed 's/\.py$//' | sort | tr '\n' ' ')
+scripts=$(grep -l '^if __name__ == "__main__"' ./*.py | sed 's/^..//; s/\.py$//' | sort | tr '\n' ' ')  # the rest are modules
+if [[ " $scripts" != *" $verb "* ]]; then
   echo "unknown verb '$verb'; this image has: ${scripts}doctor bash python" >&2
   exit 2
 fi

@@ -189,3 +189,12 @@ def test_a_data_folder_that_vanished_in_the_container_is_named(tmp_path, value, 
         assert done.returncode == 1 and f"R1_GRPO_DATA_DIR is {value}, which is not there" in done.stderr
     else:
         assert done.returncode == 0 and done.stdout == f"<{kept}>\n", done.stderr
+
+
+def test_a_verb_is_a_script_and_no_module(tmp_path):
+    (tmp_path / "train.py").write_text('if __name__ == "__main__":\n    pass\n')
+    (tmp_path / "prompt.py").write_text("TEMPLATE = 1\n")
+    command = ["bash", ROOT / "docker" / "entrypoint.sh", "prompt"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "unknown verb 'prompt'; this image has: train doctor bash python\n"
