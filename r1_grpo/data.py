@@ -11,7 +11,6 @@ DATA: a folder with train.jsonl and test.jsonl (or Parquet), one JSONL file, or 
 import argparse
 import random
 import re
-import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from common.files import new_file, write_lines
 from common.paths import load_env
 from common.rows import default_source, text_fault
 from common.rows import read_splits as read_raw
-from prompt import conversation, prompt_ids
+from prompt import conversation, ideal, prompt_ids
+from rewards import TAGS, normalise, self_test, value
 
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
 EXAMPLES = 10  # problems described; the counts say how many there are
@@ -28,27 +28,17 @@ CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 NGRAM = 8  # words in a row that two different problems seldom share
 
 
-# -- numbers
-
-
-def normalise(text):
-    """A number as it is compared: "$1,600.00", "1600." and "１６００" are all "1600". What is no number stays a text."""
-    text = unicodedata.normalize("NFKC", text)  # full-width digits, signs and commas
-    text = text.strip().translate(str.maketrans({"−": "-", "–": "-", "—": "-"}))
-    text = re.sub(r"^(-?)\s*\$\s*(-?)", r"\1\2", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)  # thousands only: 1,5 is not 15
-    text = re.sub(r"^(-?\d+)\.0*$", r"\1", text)
-    return re.sub(r"^(-?)0+(?=\d)", r"\1", text)
+# -- reading
 
 
 def gold_of(answer):
-    """The number after ####, normalised; None where there is not exactly one or it is no number."""
+    """The number after ####, normalised: "1600", "1.75", "3/8", and "18" for 36/2. None without exactly one plain number."""
     parts = answer.split("####")
     number = normalise(parts[1]) if len(parts) == 2 else ""
-    return number if re.fullmatch(r"-?\d+(\.\d+)?(/\d+)?", number) else None
-
-
-# -- reading
+    worth = value(number)
+    if worth is None:
+        return None
+    return str(worth.numerator) if worth.denominator == 1 else number
 
 
 def read_splits(source=None):
@@ -102,8 +92,11 @@ def check(row):
             return fault
         if token := CONTROL_TOKEN.search(row[name]):
             return "control token", f"column {name}: {token[0]}"
-    if gold_of(row["answer"]) is None:
+    if (gold := gold_of(row["answer"])) is None:
         return "no gold", f"column answer: expected one '#### number', it ends with {row['answer'].strip()[-30:]!r}"
+    best = ideal({"answer": row["answer"], "gold": gold})
+    if tags := [tag for tag in TAGS if best.count(tag) != 1]:
+        return "tag of the form", f"column answer: {tags[0]}, so its own solution could not earn all"
     return None, None
 
 
@@ -249,6 +242,7 @@ def main(argv=None):
         return write_arithmetic(args.out, args.arithmetic, args.level, args.seed)
     train, test, report = read_splits(args.check)
     print(format_report(report))
+    print(self_test(train, ideal))  # as train.py does: what it would refuse is refused here
     for name in ("question", "answer"):
         lengths = sorted(len(row[name]) for row in train)
         print(f"{name}: {lengths[len(lengths) // 2]:,} characters in the middle, {lengths[-1]:,} at most")

@@ -3,10 +3,12 @@
 A reward is f(text, gold) -> float: text is a completion, gold the data's number. `for_trl` makes of it what TRL calls.
 """
 
+import math
 import re
+import unicodedata
+from fractions import Fraction
 
 from common.files import text_table
-from data import normalise
 
 # What each pays at most, and all of them together. Only the first is the aim: the others lead there.
 PAYS = dict(correctness=2.0, int=0.5, strict_format=0.5, soft_format=0.5, xmlcount=0.5)
@@ -20,7 +22,48 @@ NO_TAG = r"(?:(?!</?(?:reasoning|answer)>).)*"
 STRICT = re.compile(rf"<reasoning>\n{NO_TAG}\n</reasoning>\n<answer>\n{NO_TAG}\n</answer>\n?", re.S)
 SOFT = re.compile(rf"<reasoning>{NO_TAG}</reasoning>\s*<answer>{NO_TAG}</answer>", re.S)
 ANSWER = re.compile(rf"<answer>({NO_TAG})</answer>", re.S)
-NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?", re.ASCII)
+WHOLE = re.compile(r"-?\d+", re.ASCII)
+PLAIN = re.compile(r"(-?\d+(?:\.\d+)?)(?:/(\d+))?", re.ASCII)  # as `normalise` leaves a number: 18, 7.50, 3/8
+# The same inside a sentence: with commas, and .5 where the dot ends no word.
+NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.])\.\d+)(?:/\d+)?", re.ASCII)
+THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)", re.ASCII)  # neither 1,5 nor 0,125 has any
+LONGEST = 500  # characters of a number; int() raises over 4,300 digits, and a model may write them
+
+
+# -- numbers
+
+
+def normalise(text):
+    """A number as it is shown and looked at: "$1,600.00", "+1600." and "１６００" are "1600". What is none stays a text."""
+    # Full-width digits, signs and commas. Raised and circled ones and ½ are left alone: 5² is not 52, 1½ not 11/2.
+    text = re.sub(r"[^¹²³¼-¾⁰-₎⅐-⅟↉①-⓿]+", lambda part: unicodedata.normalize("NFKC", part[0]), text)
+    text = text.strip().translate(str.maketrans({"−": "-", "–": "-", "—": "-"}))
+    text = re.sub(r"^([+-]?)\s*\$\s*([+-]?)", r"\1\2", text)
+    text = re.sub(r"^\+(?=[\d.])", "", text)
+    text = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    text = re.sub(r"^(-?)\.(?=\d)", r"\g<1>0.", text)
+    text = re.sub(r"^(-?\d+)\.0*$", r"\1", text)
+    return re.sub(r"^(-?)0+(?=\d)", r"\1", text)
+
+
+def value(text):
+    """What a normalised number is worth, as an exact Fraction; None for all else, 18%, 18 apples and 1/0 included."""
+    found = PLAIN.fullmatch(text) if len(text) <= LONGEST else None
+    if not found or not int(found[2] or 1):
+        return None
+    return Fraction(found[1]) / int(found[2] or 1)
+
+
+def same(answer, gold):
+    """Are they worth the same, to the last digit? What is no plain number is only the same as its own text."""
+    if answer is None:
+        return False
+    gold = normalise(gold)
+    worth = value(gold)
+    return answer == gold or (worth is not None and value(answer) == worth)
+
+
+# -- rewards
 
 
 def extract(text):
@@ -36,13 +79,19 @@ def last_number(text):
 
 
 def correctness_reward_func(text, gold):
-    """The last answer block is the gold number."""
-    return PAYS["correctness"] if extract(text) == normalise(gold) else 0.0
+    """The last answer block is worth the gold number: 7.50, 7.5 and 15/2 are equal; "18%" and "18 apples" are not 18."""
+    return PAYS["correctness"] if same(extract(text), gold) else 0.0
 
 
 def int_reward_func(text, gold):
-    """A whole number, right or wrong, is in the last answer block: not "72 clips", not 1/2."""
-    return PAYS["int"] if re.fullmatch(r"-?\d+", extract(text) or "", re.ASCII) else 0.0
+    """A whole number, right or wrong, is in the last answer block: not "72 clips", not 1/2, not 36/2.
+
+    Where the gold number is not whole, any plain number earns it: otherwise 2 would, and the right 1.75 would not.
+    """
+    answer, worth = extract(text) or "", value(normalise(gold))
+    if worth is None or worth.denominator == 1:
+        return PAYS["int"] if WHOLE.fullmatch(answer) else 0.0
+    return PAYS["int"] if value(answer) is not None else 0.0
 
 
 def strict_format_reward_func(text, gold):
@@ -95,7 +144,7 @@ def score(text, gold, rewards=REWARDS):
 
 def broken(gold_text, gold):
     """Completions that must not earn everything, each with what is wrong with it."""
-    wrong = str(int(float(gold.split("/")[0])) + 1)
+    wrong = str(math.floor(value(gold)) + 1)
     head, tail = gold_text.split("<answer>")
     return {
         "wrong number": f"{head}<answer>\n{wrong}\n</answer>",
@@ -134,7 +183,7 @@ def self_test(rows, ideal):
 def grade(text, gold):
     """The measures of one answer, as 0.0 or 1.0: is it right by its answer block, by its last number; has it the form."""
     return {
-        "strict": float(extract(text) == normalise(gold)),
-        "flexible": float(last_number(text) == normalise(gold)),
+        "strict": float(same(extract(text), gold)),
+        "flexible": float(same(last_number(text), gold)),
         "format": float(bool(STRICT.fullmatch(text))),
     }

@@ -72,7 +72,7 @@ def test_one_number_written_in_many_ways(r1, written):
         ("5.0", "5", 1, 1),
         ("5.5", "5", 0, 0),
         ("1/2", "2", 0, 0),
-        ("1/2", "1/2", 1, 0),
+        ("1/2", "1/2", 1, 1),  # gold is no whole number: any plain number is of the right kind
         ("1,5", "15", 0, 0),  # a decimal comma is no thousand
         ("5 apples", "5", 0, 0),
         ("", "5", 0, 0),
@@ -84,6 +84,80 @@ def test_one_number_written_in_many_ways(r1, written):
 def test_what_counts_as_the_number(r1, written, gold, right, whole):
     earned = r1.rewards.score(form(written), gold)
     assert (earned["correctness"], earned["int"]) == (2.0 * right, 0.5 * whole)
+
+
+@pytest.mark.parametrize(
+    ("written", "gold", "right", "number"),
+    [
+        # whole gold: the int reward wants it written as a whole number, as before
+        ("64.0", "64", 1, 1),
+        ("64.00", "64", 1, 1),
+        ("+64", "64", 1, 1),
+        ("128/2", "64", 1, 0),
+        ("64.5/1", "64", 0, 0),
+        ("-0", "0", 1, 1),
+        ("64%", "64", 0, 0),
+        ("64 pens", "64", 0, 0),
+        ("32*2", "64", 0, 0),
+        ("64/0", "64", 0, 0),
+        ("64/", "64", 0, 0),
+        ("8²", "82", 0, 0),  # 64, and no 82
+        ("12½", "12/2", 0, 0),
+        ("0,250", "250", 0, 0),  # a decimal comma
+        ("1,2,300", "12300", 0, 0),
+        ("6.4e1", "64", 0, 0),
+        ("inf", "64", 0, 0),
+        ("nan", "64", 0, 0),
+        ("64.0000000000000000000000001", "64", 0, 0),  # equal as floats
+        # gold that is not whole: any plain number earns the int reward
+        ("9.25", "9.250", 1, 1),
+        ("$9.25", "9.25", 1, 1),
+        ("37/4", "9.25", 1, 1),
+        ("9.25", "37/4", 1, 1),
+        ("74/8", "37/4", 1, 1),
+        ("2,400.75", "2400.75", 1, 1),
+        ("２，４００．７５", "2,400.750", 1, 1),
+        (".25", "0.25", 1, 1),
+        ("−.25", "-0.25", 1, 1),
+        ("9", "9.25", 0, 1),  # wrong, but no worse in kind than a wrong 9.5
+        ("9.5", "9.25", 0, 1),
+        ("0.3333333333333333", "1/3", 0, 1),
+        ("2/6", "1/3", 1, 1),
+        ("9.25 km", "9.25", 0, 0),
+        ("925%", "9.25", 0, 0),
+        ("1/0", "9.25", 0, 0),
+        ("", "9.25", 0, 0),
+    ],
+)
+def test_numbers_are_worth_what_they_equal(r1, written, gold, right, number):
+    earned = r1.rewards.score(form(written), gold)
+    assert (earned["correctness"], earned["int"]) == (2.0 * right, 0.5 * number)
+    assert r1.rewards.grade(form(written), gold)["strict"] == right
+
+
+def test_a_number_of_ten_thousand_digits_stops_nothing(r1):
+    """int() raises over 4,300 digits, and a model that repeats itself writes them."""
+    for written in ("7" * 10_000, "0." + "7" * 10_000, "1/" + "7" * 10_000, "7" * 10_000 + "/7"):
+        for gold in ("7", "7.5"):
+            assert r1.rewards.score(form(written), gold)["correctness"] == 0
+            assert r1.rewards.grade(written, gold)["flexible"] == 0
+    assert r1.data.gold_of("#### " + "7" * 10_000) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("That makes 37/4.", "9.25", 1),
+        ("That makes $9.250.", "37/4", 1),
+        ("She pays .5", "0.5", 1),
+        ("She pays .5", "5", 0),
+        ("And then...5", "5", 1),
+        ("It is 128/2", "64", 1),
+        ("It is 8²", "82", 0),
+    ],
+)
+def test_the_last_number_is_graded_by_its_value(r1, text, gold, right):
+    assert r1.rewards.grade(text, gold) == {"strict": 0.0, "flexible": float(right), "format": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -192,6 +266,70 @@ def test_bad_rows_are_dropped_counted_and_named(r1, tmp_path):
         "missing": 1, "empty": 1, "no gold": 3, "control token": 1, "broken characters": 1, "wrong type": 1
     }  # fmt: skip
     assert f"{tmp_path}: train row 4: column answer: expected one '#### number', it ends with 'no mark'" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("written", "gold"),
+    [
+        ("6.25", "6.25"),
+        ("6.250", "6.250"),
+        ("$6.25", "6.25"),
+        (".25", "0.25"),
+        ("-3/8", "-3/8"),
+        ("2.5/4", "2.5/4"),
+        ("4,300.50", "4300.50"),
+        ("+12", "12"),
+        ("48/4", "12"),  # shown and asked for as the whole number that it is
+        ("12.0", "12"),
+        ("4,300", "4300"),
+        ("3/0", None),
+        ("12%", None),
+        ("12 eggs", None),
+        ("1½", None),
+        ("2^3", None),
+        ("٣", None),  # another script's digit: no answer with it earns the int reward
+    ],
+)
+def test_every_gold_that_is_kept_can_earn_all(r1, written, gold):
+    answer = f"So it is.\n#### {written}"
+    assert r1.data.gold_of(answer) == gold
+    reason, _ = r1.data.check({"question": "How many?", "answer": answer})
+    assert reason == ("no gold" if gold is None else None)
+    if gold is not None:
+        row = {"question": "How many?", "answer": answer, "gold": gold}
+        assert total(r1, r1.prompt.ideal(row), gold) == 4.0
+        assert "1 gold solutions in the form earn 4.0" in r1.rewards.self_test(
+            [row], r1.prompt.ideal
+        )  # broken ones too
+
+
+def test_check_and_training_agree(script, tmp_path):
+    """What --check passes, train.py takes; what one drops, the other drops, in the same words."""
+    golds = ["2.75", "5/8", "0.50", "60/4", "7", "8/0", "٣", "9 m", "-1.5"]
+    rows = [problem(n, f"Thus.\n#### {gold}") for n, gold in enumerate(golds)]
+    rows.append(problem(10, "He writes </answer> there.\n#### 4"))
+    rows.append(problem(11, "An <answer> more.\n#### 4.5"))
+    write(tmp_path / "data", "train.jsonl", *rows)
+    write(tmp_path / "data", "test.jsonl", problem(20, "Thus.\n#### 1.25"))
+    checked = script(TASK / "data.py", "--check", tmp_path / "data").stdout
+    # A model that is nowhere ends it after the data: nothing loads.
+    trained = script(TASK / "train.py", "--data", tmp_path / "data", "--model", tmp_path / "none", check=False)
+    assert "Traceback" not in trained.stderr
+    said = trained.stdout.splitlines()
+    assert said and checked.splitlines()[: len(said)] == said
+    assert "dropped: 3 no gold, 2 tag of the form" in said[0]
+    assert any("6 gold solutions in the form earn 4.0 each" in line for line in said)
+    for number in (6, 7, 8, 10, 11):
+        assert f"train row {number}: column answer: " in checked
+
+
+@pytest.mark.slow
+def test_golds_that_are_not_whole_are_trained_on(script, tiny_model, tmp_path):
+    rows = [problem(n, f"{n} and a bit.\n#### {n}.75") for n in range(6)]
+    write(tmp_path / "data", "train.jsonl", *rows)
+    small = [*SMALL, "--dead_steps", 0, "--model", tiny_model]
+    shown = script(TASK / "train.py", "--demo", *small, "--data", tmp_path / "data").stdout
+    assert "5 gold solutions in the form earn 4.0 each" in shown and "after GRPO" in shown
 
 
 def test_a_file_alone_is_split_by_question(r1, tmp_path):
