@@ -8,13 +8,17 @@ JSON and JSONL are told apart by what is in the file, whatever it is called. Lay
 
     prompt: text or messages            chosen, rejected: text, a message, or messages
     conversations: [{from, value}, ...] chosen, rejected: {from, value} or text
+    instruction (and input): text       chosen, rejected: text; or output: [better, worse]
+    question or input: text             chosen, rejected: text
     (no prompt)                         chosen, rejected: two whole conversations that differ in the last answer
+
+Messages may be one text, "\\n\\nHuman: ...\\n\\nAssistant: ...". `system` (text) and `history` ([[question, answer], ...] or
+messages) become turns before the prompt; a prompt that the sides repeat is read once. Other columns are not used and named.
 """
 
 import argparse
 import json
 import random
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +28,10 @@ from common.files import new_file, write_lines
 from common.paths import load_env
 from common.rows import default_source, hold_out, read
 from prompt import encode, prompt_ids
+from sources import PROMPT_COLUMNS, Bad, blank, parse_pair, used_columns
 
 HUB_NAME = "trl-lib/ultrafeedback_binarized"  # what is read where no --data and no local folder is
-# A pair is dropped for the first of these that is true of it.
-MISSING, TYPE, EMPTY, BROKEN, CONTROL = "missing", "wrong type", "empty", "broken characters", "control token"
-EQUAL, NO_QUESTION = "equal sides", "prompt does not end with the user"
 EXAMPLES = 10  # problems described for each reason; the counts say how many, these say where to look
-PROMPT_COLUMNS = ("prompt", "conversations", "messages")
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-# <|im_end|> inside a text would end a turn in the middle of it: tokenizers take the text for the token.
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 
 
 @dataclass
@@ -53,105 +50,81 @@ class DataArgs:
     max_prompt_length: int = arg(512, "pairs with more tokens of prompt are dropped")
 
 
-class Bad(Exception):
-    """A pair that cannot be used: (reason, column or None, what was found)."""
-
-
-def text_of(value, column):
-    if not isinstance(value, str):
-        raise Bad(MISSING if value is None else TYPE, column, f"expected text, got {type(value).__name__}")
-    value = value.strip()
-    if not value:
-        raise Bad(EMPTY, column, "no text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Bad(BROKEN, column, "half of a surrogate pair") from None
-    if token := CONTROL_TOKEN.search(value):
-        raise Bad(CONTROL, column, token[0])
-    return value
-
-
-def messages_of(value, column):
-    """Text, one message or a list of them, as [{role, content}, ...]."""
-    if isinstance(value, str):
-        return [{"role": "user", "content": text_of(value, column)}]
-    made = []
-    for turn in value if isinstance(value, list) else [value]:
-        if not isinstance(turn, dict):
-            raise Bad(MISSING if turn is None else TYPE, column, f"expected a message, got {type(turn).__name__}")
-        role = turn.get("role", turn.get("from"))
-        if role not in ROLES:
-            raise Bad(TYPE, column, f"role {role!r}; known: {', '.join(ROLES)}")
-        made.append({"role": ROLES[role], "content": text_of(turn.get("content", turn.get("value")), column)})
-    return made
-
-
-def side_of(value, column):
-    """(what stands before the answer, the answer) of one side of a pair."""
-    if isinstance(value, str) or value is None:
-        return [], text_of(value, column)
-    turns = messages_of(value, column)
-    if not turns or turns[-1]["role"] != "assistant":
-        raise Bad(EMPTY if not turns else TYPE, column, "does not end with the assistant")
-    return turns[:-1], turns[-1]["content"]
-
-
-def parse_pair(row):
-    """A raw row as {prompt: messages, chosen: text, rejected: text}. Raises Bad."""
-    if not isinstance(row, dict):
-        raise Bad(TYPE, None, f"expected an object with prompt, chosen, rejected, got {type(row).__name__}")
-    (before, chosen), (other, rejected) = side_of(row.get("chosen"), "chosen"), side_of(row.get("rejected"), "rejected")
-    column = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
-    prompt = messages_of(row[column], column) if column else []
-    if before != other:
-        raise Bad(TYPE, "rejected", "its conversation differs from chosen's before the last answer")
-    if before[: len(prompt)] != prompt:
-        prompt = prompt + before  # the sides hold only what follows the prompt
-    elif before:
-        prompt = before
-    if not prompt:
-        raise Bad(MISSING, PROMPT_COLUMNS[0], "no prompt")
-    if prompt[-1]["role"] != "user":
-        raise Bad(NO_QUESTION, column, f"its last turn is the {prompt[-1]['role']}'s")
-    if chosen == rejected:
-        raise Bad(EQUAL, "rejected", "the same text as chosen")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
 def read_rows(source=None):
     """The usable pairs of a source, as dicts of `parse_pair`, and a report.
 
     source: see the module's docstring; None: RLHF_PPO_DATA_DIR or DATA_DIR/rlhf_ppo if it exists, else the hub.
-    Report: source, rows, kept, dropped (reason -> count), problems (text).
+    Report: source, rows, kept, dropped (reason -> count), problems (text), unused (column -> kept pairs that hold something
+    there), notes (text: what is kept and should be known).
     Raises SystemExit where the source cannot be read or no pair is usable.
     """
     source = str(source or default_source(HUB_NAME))
-    raw, pairs, dropped, problems = list(read(source, "pairs")), [], Counter(), []
+    raw, pairs, numbers = list(read(source, "pairs")), [], []
+    dropped, problems, unused = Counter(), [], Counter()
     columns = {name for row in raw if isinstance(row, dict) for name in row}
+    found = f"Columns found: {', '.join(sorted(map(str, columns)))}."
+    lists = any(isinstance(row, dict) and isinstance(row.get("output"), list) for row in raw)
     for name in ("chosen", "rejected"):
-        if raw and columns and name not in columns:
-            raise SystemExit(f"{source}: no column {name!r}. Columns found: {', '.join(sorted(map(str, columns)))}.")
+        if raw and columns and name not in columns and not lists:
+            raise SystemExit(f"{source}: no column {name!r}. {found}")
     for number, row in enumerate(raw, 1):
         try:
             pairs.append(parse_pair(row))
+            numbers.append(number)
+            used = used_columns(row)
+            unused.update(name for name in row if name not in used and not blank(row[name]))
         except Bad as bad:
-            reason, column, found = bad.args
+            reason, column, what = bad.args
             dropped[reason] += 1
             if dropped[reason] <= EXAMPLES:
                 where = f", column {column}" if column else ""
-                problems.append(f"{source}: row {number}{where}: {found}; pair dropped: {reason}")
-    report = dict(source=source, rows=len(raw), kept=len(pairs), dropped=dropped, problems=problems)
+                problems.append(f"{source}: row {number}{where}: {what}; pair dropped: {reason}")
+    report = dict(source=source, rows=len(raw), kept=len(pairs), dropped=dropped, problems=problems, unused=unused)
+    report["notes"] = notes_of(pairs, numbers)
     if not pairs:
-        raise SystemExit(f"{format_report(report)}\n{source}: no usable pair in it.")
+        wanted = "" if columns & set(PROMPT_COLUMNS) else f" A prompt is in one of {', '.join(PROMPT_COLUMNS)}."
+        raise SystemExit(f"{format_report(report)}\n{source}: no usable pair in it. {found}{wanted}")
     return pairs, report
+
+
+def notes_of(pairs, numbers):
+    """What no single row shows: pairs that contradict or repeat another one, and answers that begin with their question.
+
+    All are kept. People do disagree, and of two pairs that contradict each other a reward model ranks only one rightly.
+    """
+    first, contrary, repeated, echoes = {}, [], [], []
+    for number, pair in zip(numbers, pairs, strict=True):
+        prompt, chosen, rejected = key_of(pair["prompt"]), pair["chosen"], pair["rejected"]
+        if (prompt, rejected, chosen) in first:
+            contrary.append((number, first[prompt, rejected, chosen]))
+        if first.setdefault((prompt, chosen, rejected), number) != number:
+            repeated.append((number, first[prompt, chosen, rejected]))
+        question = pair["prompt"][-1]["content"]
+        if chosen.startswith(question) and rejected.startswith(question):
+            echoes.append((number,))
+    kinds = (
+        (contrary, "contradict an earlier one: the same prompt, the sides swapped"),
+        (repeated, "repeat an earlier one"),
+        (echoes, "have their prompt's text again at the start of both answers, which is not taken off"),
+    )
+    return [
+        f"{len(found):,} pairs {what} (the first: row {' and row '.join(map(str, found[0]))})"
+        for found, what in kinds
+        if found
+    ]
 
 
 def format_report(report):
     """The report of `read_rows` as text."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
     line = f"{report['source']}: {report['rows']:,} pairs, {report['kept']:,} kept"
-    return "\n".join([line + (f"; dropped: {reasons}" if reasons else ""), *report["problems"]])
+    lines = [line + (f"; dropped: {reasons}" if reasons else ""), *report["notes"]]
+    unused = [f"{name} (in {count:,} pairs)" for name, count in report["unused"].most_common(EXAMPLES)]
+    if unused:
+        more = len(report["unused"]) - len(unused)
+        lines.append(f"columns not used: {', '.join(unused)}" + (f" and {more:,} more" if more else ""))
+    text = "\n".join([*lines, *report["problems"]])
+    return text.encode("utf-8", "backslashreplace").decode()  # a name may hold half of a surrogate pair
 
 
 def key_of(messages):

@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "rlhf_ppo"
 FILES = (
-    "prompt", "data", "gold", "stage", "estimate", "backbone", "scoring", "rollout", "watch", "plots",
+    "prompt", "sources", "data", "gold", "stage", "estimate", "backbone", "scoring", "rollout", "watch", "plots",
     "merge", "train_reward", "train_ppo", "train_grpo", "best_of_n", "compare",
 )  # fmt: skip
 EOS, PAD = 2, 0
@@ -598,13 +598,165 @@ def test_bad_pairs_are_dropped_counted_and_named(rlhf, tmp_path):
     pairs, report = rlhf.data.read_rows(file)
     assert pairs == [{"prompt": [USER], "chosen": "a", "rejected": "b"}] and report["rows"] == 10
     assert report["dropped"] == {
-        "equal sides": 1, "empty": 1, "missing": 2, "wrong type": 3, "prompt does not end with the user": 1,
-        "control token": 1,
+        "equal sides": 1, "empty": 1, "missing": 2, "wrong type": 2, "prompt does not end with the user": 1,
+        "control token": 1, "conversations differ": 1,
     }  # fmt: skip
     assert f"{file}: row 2, column rejected: the same text as chosen; pair dropped: equal sides" in report["problems"]
     file.write_text('[{"prompt": "Hi", "answer": "x"}]')
     with pytest.raises(SystemExit, match="no column 'chosen'. Columns found: answer, prompt."):
         rlhf.data.read_rows(file)
+
+
+def talk(*texts, system=None):
+    """Messages: the user's and the assistant's turns in turn, after a system text."""
+    turns = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+    return [{"role": "system", "content": system}] * bool(system) + turns
+
+
+ANSWERS = {"chosen": "At noon.", "rejected": "Go away."}
+
+
+def around(*before, **more):
+    """Both sides as whole conversations."""
+    return {name: talk(*before, text, **more) for name, text in ANSWERS.items()}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "And lunch?"} | around("Is it open?", "Yes.", "And lunch?"), talk("Is it open?", "Yes.", "And lunch?")),
+        ({"prompt": "And lunch?"} | around("And lunch?", system="Be brief."), talk("And lunch?", system="Be brief.")),
+        ({"prompt": "And\n lunch?"} | around("And lunch?"), talk("And lunch?")),  # the spaces differ
+        ({"prompt": talk("Is it open?", "Yes.", "And lunch?")} | around("And lunch?"), talk("Is it open?", "Yes.", "And lunch?")),
+        ({"prompt": talk("Hi", "Yes?", "Open?")} | around("Open?", "Yes.", "And lunch?"),
+         talk("Hi", "Yes?", "Open?", "Yes.", "And lunch?")),
+        ({"prompt": talk("Go on")} | {n: talk("Go on", "One.", "Go on", t)[1:] for n, t in ANSWERS.items()},
+         talk("Go on", "One.", "Go on")),  # the same words again are no repeated prompt
+        ({"prompt": talk("When?", system="Be brief.")} | around("When?"), talk("When?", system="Be brief.")),
+        ({"messages": talk("When?", "At noon.")} | ANSWERS, talk("When?")),  # the better answer stands there, too
+    ],
+)  # fmt: skip
+def test_a_prompt_that_the_sides_repeat_is_read_once(rlhf, row, prompt):
+    made = rlhf.sources.parse_pair(row)
+    assert made == {"prompt": prompt} | ANSWERS
+    assert rlhf.sources.parse_pair(made) == made  # what --out writes is read as it was
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"system": "Be brief.", "prompt": "When?"}, talk("When?", system="Be brief.")),
+        ({"system": "Be brief.", "prompt": talk("When?", system="Be  brief.")}, talk("When?", system="Be brief.")),
+        ({"system": " ", "question": "When?"}, talk("When?")),  # orca leaves it empty where there is none
+        ({"system": "Be brief.", "question": "When?"}, talk("When?", system="Be brief.")),
+        ({"history": [["Open?", "Yes."], ["Full?", "No."]], "prompt": "When?"}, talk("Open?", "Yes.", "Full?", "No.", "When?")),
+        ({"history": talk("Open?", "Yes.", system="Be brief."), "prompt": "When?"},
+         talk("Open?", "Yes.", "When?", system="Be brief.")),
+        ({"history": [["Open?", "Yes."]], "prompt": talk("Open?", "Yes.", "When?")}, talk("Open?", "Yes.", "When?")),
+        ({"history": [["When?", "Later."]], "prompt": "When?"}, talk("When?", "Later.", "When?")),  # asked twice
+        ({"history": [], "system": None, "prompt": "When?"}, talk("When?")),
+        ({"instruction": "When?", "input": ""}, talk("When?")),
+        ({"instruction": "When?", "input": "the kitchen"}, talk("When?\n\nthe kitchen")),
+        ({"instruction": "", "input": "When?"}, talk("When?")),
+        ({"prompt": "", "instruction": " ", "conversations": [], "question": "When?"}, talk("When?")),
+        ({"input": "When?", "system": "Be brief."}, talk("When?", system="Be brief.")),
+        ({"prompt": "\n\nHuman: Open?\n\nAssistant: Yes.\n\nHuman: When?\n\nAssistant:"}, talk("Open?", "Yes.", "When?")),
+        ({"prompt": "Human: When?\n\nAssistant:"}, talk("When?")),
+        ({"prompt": "Human: a word that begins a text"}, talk("Human: a word that begins a text")),
+    ],
+)  # fmt: skip
+def test_columns_that_change_the_prompt_become_turns(rlhf, row, prompt):
+    assert rlhf.sources.parse_pair(row | ANSWERS) == {"prompt": prompt} | ANSWERS
+
+
+def test_lists_of_outputs_are_pairs(rlhf):
+    parse, Bad = rlhf.sources.parse_pair, rlhf.sources.Bad
+    assert parse({"instruction": "When?", "output": list(ANSWERS.values())}) == {"prompt": talk("When?")} | ANSWERS
+    with pytest.raises(Bad, match="expected two answers, the better one first, got 3"):
+        parse({"instruction": "When?", "output": ["a", "b", "c"]})
+
+
+def test_transcripts_are_conversations(rlhf):
+    parse, Bad = rlhf.sources.parse_pair, rlhf.sources.Bad
+    start = "\n\nHuman: Open?\n\nAssistant: Yes.\n\nIt is.\n\nHuman: When?\n\nAssistant: "
+    sides = {name: start + text for name, text in ANSWERS.items()}
+    expected = {"prompt": talk("Open?", "Yes.\n\nIt is.", "When?")} | ANSWERS
+    assert parse(sides) == parse(sides | {"prompt": "When?"}) == expected
+    assert (
+        parse({name: side.replace("\n", "\r\n").strip() for name, side in sides.items()})["prompt"][2]
+        == talk("When?")[0]
+    )
+    # an answer that is a dialogue stays one
+    scene = "Human: Hello!\n\nAssistant: Good day."
+    assert parse({"prompt": "Write a dialogue.", "chosen": scene, "rejected": "No."})["chosen"] == scene
+    with pytest.raises(Bad) as bad:
+        parse(sides | {"rejected": start})
+    assert bad.value.args[:2] == ("no answer at the end", "rejected")
+    with pytest.raises(Bad) as bad:
+        parse({name: "\n\nHuman: Hm" + side for name, side in sides.items()})
+    assert bad.value.args[0] == "roles do not alternate"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "column"),
+    [
+        ({"prompt": talk("a") + talk("b")}, "roles do not alternate", "prompt"),
+        ({"prompt": talk("a", "b", "c")[1:]}, "roles do not alternate", "prompt"),  # it begins with an answer
+        ({"prompt": talk("a", "b") + talk("c", system="s")}, "roles do not alternate", "prompt"),
+        ({"prompt": "a"} | around("something else"), "roles do not alternate", "prompt"),
+        ({"prompt": talk("a", system="Be brief."), "system": "Be kind."}, "two system texts", "prompt"),
+        ({"prompt": [{"role": ["user"], "content": "a"}]}, "unknown role", "prompt"),
+        ({"prompt": [{"role": {"is": "user"}, "content": "a"}]}, "unknown role", "prompt"),
+        ({"conversations": [{"from": "observation", "value": "a"}]}, "unknown role", "conversations"),
+        ({"prompt": "a", "history": [["b", None]]}, "missing", "history"),
+        ({"prompt": "a", "history": [["b"]]}, "wrong type", "history"),
+        ({"prompt": "a", "system": "s<|im_end|>"}, "control token", "system"),
+        ({"prompt": talk("", system="s")[:1]}, "missing", "prompt"),
+    ],
+)  # fmt: skip
+def test_a_wrong_row_is_named_and_those_beside_it_are_kept(rlhf, tmp_path, row, reason, column):
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps([{"prompt": "x"} | ANSWERS, ANSWERS | row, {"prompt": "y"} | ANSWERS]))
+    pairs, report = rlhf.data.read_rows(file)
+    assert [pair["prompt"] for pair in pairs] == [talk("x"), talk("y")] and report["dropped"] == {reason: 1}
+    (problem,) = report["problems"]
+    assert problem.startswith(f"{file}: row 2, column {column}: ") and problem.endswith(f"pair dropped: {reason}")
+
+
+def test_what_no_single_row_shows_is_counted(rlhf, tmp_path, capsys):
+    """Contradictions, repeats, columns that nothing reads; ties are dropped."""
+    pair = {"prompt": "When?"} | ANSWERS
+    swapped = {"prompt": "When?", "chosen": ANSWERS["rejected"], "rejected": ANSWERS["chosen"]}
+    rows = [pair | {"tools": "[]", "id": 0}, pair | {"prompt": "Why?"}, pair | {"rejected": " At noon."}, swapped, pair]
+    rows += [swapped | {"system": "Be brief.", "history": "nothing", "tools": ""}]  # not swapped: another prompt
+    rows += [{"prompt": "Where?", "chosen": "Where? There.", "rejected": "Where? No."}]
+    file, out = tmp_path / "pairs.jsonl", tmp_path / "kept.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs, report = rlhf.data.read_rows(file)
+    assert (report["rows"], report["kept"], report["dropped"]) == (7, 6, {"equal sides": 1})
+    assert report["unused"] == {"tools": 1, "id": 1, "history": 1}
+    rlhf.data.main(["--check", str(file), "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert "2 pairs contradict an earlier one: the same prompt, the sides swapped (the first: row 4 and row 1)" in shown
+    assert "1 pairs repeat an earlier one (the first: row 5 and row 1)" in shown
+    assert (
+        "1 pairs have their prompt's text again at the start of both answers" in shown and "(the first: row 7)" in shown
+    )
+    assert "columns not used: tools (in 1 pairs), id (in 1 pairs), history (in 1 pairs)" in shown
+    assert rlhf.data.read_rows(out)[0] == pairs
+
+
+def test_wrong_columns_are_answered_with_those_that_are_there(rlhf, tmp_path):
+    file = tmp_path / "pairs.json"
+    for row, said in (
+        ({"instruction": "When?", "output": "At noon."}, "no column 'chosen'. Columns found: instruction, output."),
+        ({"topic": "When?"} | ANSWERS, "Columns found: chosen, rejected, topic. A prompt is in one of prompt, "),
+        ({"prompt": "", "b\ud800": 1} | ANSWERS, "Columns found: b"),
+    ):
+        file.write_text(json.dumps([row]))
+        with pytest.raises(SystemExit) as end:
+            rlhf.data.read_rows(file)
+        assert said in str(end.value)
 
 
 def test_json_lines_and_parquet_are_read_alike(rlhf, tmp_path):
