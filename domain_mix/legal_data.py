@@ -1,14 +1,14 @@
-"""Build training rows for law: from statutes in plain text, and from files of questions and answers.
+"""Build training rows for law: from statutes in plain text or markdown, and from files of questions and answers.
 
-A statute is a list of articles (第X条) under headings (编 part, 章 chapter, 节 section). An article by itself often makes
-no sense, so each row carries the headings above it:
+An article of a statute (第X条) by itself often makes no sense, so each row carries the headings above it (statutes.py):
 
     instruction  《示例图书馆借阅条例》第五条是怎么规定的？
     input        示例图书馆借阅条例 第二章 借阅
     output       读者每次可以借阅图书五册，借期三十日。……
 
 Question files: JSON, JSONL, CSV or .xlsx with a question and an answer column, perhaps one with context. Text may be
-UTF-8, UTF-16 or GB18030. What is wrong is listed by file and row; a row that cannot be used is left out, never mended.
+UTF-8, UTF-16 or GB18030. What is wrong is listed by file and row; a row that cannot be used is left out, never mended. Two versions of a law, repeats, and
+questions with two answers are told apart in settle().
 
 Build:        python legal_data.py FOLDER --out law.jsonl
 Only check:   python legal_data.py FOLDER
@@ -19,10 +19,13 @@ Then mix it:  a source {format: alpaca, path: law.jsonl} in a plan of data.py
 import argparse
 import csv
 import io
-import re
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from sources import normalise, read_json, write_jsonl
+import statutes
+import versions
+from sources import normalise, read_list, write_jsonl
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = {
@@ -30,10 +33,22 @@ COLUMNS = {
     "answer": ("answer", "output", "response", "回答", "答案", "答复"),
     "context": ("context", "input", "basis", "依据", "法条", "背景"),
 }
-NUMBER = r"[零〇一二两三四五六七八九十百千0-9０-９]+"
-HEADING = re.compile(rf"第({NUMBER})(编|分编|章|节)(?=\s|$|[^\s，。、的])\s*(.*)")
-ARTICLE = re.compile(rf"第({NUMBER})条((?:之{NUMBER})?)(\s*)(.*)")
-LEVELS = ("编", "分编", "章", "节")
+
+
+@dataclass(eq=False)
+class Entry:
+    """A row and where it was read; law: the text that it is an article of."""
+
+    file: Path
+    number: int
+    row: dict
+    law: statutes.Law | None = None
+
+    def __post_init__(self):
+        question = self.row["instruction"]
+        self.key = versions.question_key(question) or normalise(f"{question}\n{self.row['input']}")
+        self.answer = "".join(normalise(self.row["output"]).split())  # a line's end inside a sentence changes nothing
+        self.place = f"{self.file.name}, row {self.number}"
 
 
 def read_folder(path):
@@ -42,7 +57,7 @@ def read_folder(path):
     if not path.exists():
         raise SystemExit(f"{path}: no such file or folder.")
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    rows, problems, seen = [], [], {}
+    entries, problems = [], []
     for file in files:
         reader = READERS.get(file.suffix.lower())
         if file.name.startswith((".", "~$")):  # ~$: what Excel leaves beside an open file
@@ -52,22 +67,66 @@ def read_folder(path):
                 (file, "", f"not read: {file.suffix or 'no suffix'}. Save it as .txt, .csv, .xlsx or .json.")
             )
             continue
-        for number, row in reader(file):
+        for number, row, *law in reader(file):
             if isinstance(row, str):
                 problems.append((file, number, row))
-                continue
-            key = normalise(f"{row['instruction']}\n{row['input']}")
-            if key in seen:
-                problems.append((file, number, f"the same question as {seen[key]}"))
-                continue
-            seen[key] = f"{file.name}, row {number}"
-            rows.append(row | {"source": "law"})
-    return rows, problems
+            else:
+                entries.append(Entry(file, number, row, *law))
+    rows, left_out = settle(entries)
+    order = {file: at for at, file in enumerate(files)}
+    return rows, sorted(problems + left_out, key=lambda problem: (order[problem[0]], problem[1] or 0))
+
+
+def settle(entries):
+    """(rows, problems): each question once, with one answer. Each row left out is a problem, or counted in its text's.
+
+    Of a law in several versions the newest stays, where dates tell it. An equal question with an equal answer is a
+    repeat; with another answer it is a conflict. Of two articles nobody knows which one is in force, so neither stays;
+    a question file gives way to a statute, and to the row that was read before.
+    """
+    texts, groups = {}, {}
+    for entry in entries:
+        if entry.law:
+            texts.setdefault(entry.law, []).append(entry)
+    old = versions.superseded(texts)
+    out, problems = {entry for law in old for entry in texts[law]}, []
+    for law, new in old.items():
+        articles, answers = texts[law], {entry.key: entry.answer for entry in texts[new]}
+        same = sum(answers.get(entry.key) == entry.answer for entry in articles)
+        said = (
+            f"an older version ({date_text(law.date)}) of 《{law.title}》: its articles are left out "
+            f"({len(articles)}, {same} of them unchanged) for those of {texts[new][0].place} "
+            f"({date_text(new.date)})"
+        )
+        problems.append((articles[0].file, articles[0].number, said))
+    for entry in entries:
+        if entry not in out:
+            groups.setdefault(entry.key, []).append(entry)
+    for group in groups.values():
+        group.sort(key=lambda entry: entry.law is None)
+        first = group[0]
+        other = next((entry for entry in group if entry.law and entry.answer != first.answer), None)
+        for entry in group if other else group[1:]:
+            out.add(entry)
+            against = first if entry.answer != first.answer else other
+            said = f"the same question and answer as {first.place}"
+            if against:
+                said = f"another answer than {against.place} to the same question: "
+                said += "neither is kept. Keep the one in force" if other else "left out. Keep the right one"
+            problems.append((entry.file, entry.number, said))
+    return [entry.row | {"source": "law"} for entry in entries if entry not in out], problems
+
+
+def date_text(date):
+    return "-".join(f"{part:02}" for part in date)
 
 
 def decode(file) -> str:
     """A text file in UTF-8, UTF-16 (with its mark) or GB18030. Raises ValueError with what to do."""
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16")
     for encoding in ("utf-8-sig", "gb18030"):
@@ -79,71 +138,16 @@ def decode(file) -> str:
 
 
 def read_statute(file):
-    """(line number, row or what is wrong) for each article of a statute."""
+    """(line number, row or what is wrong, its law) for each article of a statute."""
     try:
-        lines = decode(file).splitlines()
+        laws = statutes.read(decode(file), file.stem)
     except ValueError as error:
         yield "", str(error)
         return
-    title, headings, article, last, count = None, {}, None, 0, 0
-    for number, line in enumerate([*lines, "第END条"], 1):
-        line = line.strip()  # Python's strip takes the full-width space, too
-        heading, found = HEADING.fullmatch(line), ARTICLE.fullmatch(line)
-        if found and not starts_article(found, last):
-            found = None
-        if (found or heading or line == "第END条") and article:
-            count += 1
-            yield article["line"], statute_row(title or file.stem, article)
-            article = None
-        if found:
-            value = number_value(found[1])
-            if not found[2] and value != last + 1:
-                yield (
-                    number,
-                    f"第{found[1]}条 follows article {last}: {'a repeat' if value <= last else 'one is missing'}",
-                )
-            last = value
-            name = f"第{found[1]}条{found[2]}"
-            article = {"line": number, "name": name, "text": [found[4]], "headings": list(headings.values())}
-        elif heading:
-            level = LEVELS.index(heading[2])
-            headings = {above: text for above, text in headings.items() if above < level}
-            headings[level] = f"第{heading[1]}{heading[2]} {heading[3]}".strip()
-        elif article:
-            article["text"].append(line)
-        elif title is None and line:
-            title = line.strip("《》")
-    if not count:
+    for law in laws:
+        yield from ((line, what, law) for line, what in law.found)
+    if not any(law.articles for law in laws):
         yield "", "no article: no line begins with 第X条"
-
-
-def starts_article(found, last):
-    """第五条　读者… begins an article; 第五条第二款规定的… is a sentence that was broken at a line's end."""
-    if found[3] or not found[4]:
-        return True
-    return number_value(found[1]) == last + 1 and found[4][0] not in "第规的之、，和或至以中"
-
-
-def number_value(text) -> int:
-    """一百二十三 or 123 or １２３ -> 123."""
-    if text.isdecimal():
-        return int(text)
-    total, digit = 0, 0
-    for char in text:
-        unit = {"十": 10, "百": 100, "千": 1000}.get(char)
-        if unit:
-            total, digit = total + (digit or 1) * unit, 0
-        else:
-            digit = "零一二三四五六七八九".find(char.replace("〇", "零").replace("两", "二"))
-    return total + digit
-
-
-def statute_row(title, article):
-    text = "\n".join(line for line in article["text"] if line)
-    if not text:
-        return f"{article['name']} has no text"
-    context = " ".join([title, *article["headings"]])
-    return {"instruction": f"《{title}》{article['name']}是怎么规定的？", "input": context, "output": text}
 
 
 def read_csv(file):
@@ -171,14 +175,25 @@ def read_xlsx(file):
 def read_questions(file):
     """Objects of a JSON list or JSON lines."""
     try:
-        for number, row in enumerate(read_json(file), 1):
+        text = decode(file).lstrip()
+        rows = read_list(file, io.StringIO(text[1:])) if text.startswith("[") else read_lines(text)
+        for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
                 yield number, str(row) if isinstance(row, ValueError) else f"not an object but {type(row).__name__}"
                 continue
             columns = find_columns(row)
             yield number, question_row({name: row.get(column) for name, column in columns.items()}, columns)
-    except SystemExit as error:  # the whole file is of no use; the others are still read
+    except (ValueError, RecursionError, SystemExit) as error:  # the whole file is of no use; the others are still read
         yield "", str(error).removeprefix(f"{file}: ")
+
+
+def read_lines(text):
+    for line in text.split("\n"):  # not splitlines: U+2028 may stand inside a string
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield ValueError(f"not JSON: {error}")
 
 
 def question_rows(numbered):
@@ -230,6 +245,7 @@ def question_row(cells, columns):
 
 READERS = {
     ".txt": read_statute,
+    ".md": read_statute,
     ".json": read_questions,
     ".jsonl": read_questions,
     ".csv": read_csv,
@@ -241,7 +257,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("path", nargs="?", help="a file, or a folder of statutes (.txt) and question files")
+    parser.add_argument("path", nargs="?", help="a file, or a folder of statutes (.txt, .md) and question files")
     parser.add_argument(
         "--out", type=Path, metavar="X.jsonl", help="write the rows here, what is wrong to X.report.csv"
     )

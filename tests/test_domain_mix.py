@@ -20,7 +20,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "domain_mix"
 SAMPLE = TASK / "sample"
-NAMES = ("sources", "plan", "prompt", "data", "legal_data", "train", "infer", "chat", "evaluate")
+NAMES = (
+    "sources",
+    "plan",
+    "prompt",
+    "data",
+    "versions",
+    "statutes",
+    "legal_data",
+    "train",
+    "infer",
+    "chat",
+    "evaluate",
+)
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +360,230 @@ def test_statutes_become_rows_with_their_headings(task):
     ("text", "value"), [("十", 10), ("二十一", 21), ("一百零三", 103), ("一千二百六十", 1260), ("12", 12), ("１２", 12)]
 )
 def test_chinese_numbers(task, text, value):
-    assert task.legal_data.number_value(text) == value
+    assert task.versions.number_value(text) == value
+
+
+def laws_of(task, folder, **files):
+    """(rows as (article, headings, text), problems as (file, row, what)) of files of laws: name without dots, text."""
+    for name, text in files.items():
+        file = folder / name.replace("__", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    rows, problems = task.legal_data.read_folder(folder)
+    rows = [(re.sub("《.*》|是怎么规定的？", "", row["instruction"]), row["input"], row["output"]) for row in rows]
+    return rows, [(Path(file).name, number, what) for file, number, what in problems]
+
+
+def test_final_provisions_are_a_heading_and_an_annex_is_no_article(task, tmp_path):
+    text = (
+        "示例市渡口条例\n第一编　总　则\n第一条　甲。\n第二编　运营\n第一章　船舶\n第二条　收费见附表，依照\n附表一所列的标准。\n"
+        "附表：见第五页\n第二条之一　乙。\n第二条之二丙。\n附　则\n第三条　丁。\n附件1：收费\n每人二元\n第一条　附件自己的条文。\n第四条　也是。"
+    )
+    rows, problems = laws_of(task, tmp_path, a__txt=text)
+    assert rows == [
+        ("第一条", "示例市渡口条例 第一编 总则", "甲。"),
+        ("第二条", "示例市渡口条例 第二编 运营 第一章 船舶", "收费见附表，依照\n附表一所列的标准。"),
+        ("第二条之一", "示例市渡口条例 第二编 运营 第一章 船舶", "乙。"),
+        ("第二条之二", "示例市渡口条例 第二编 运营 第一章 船舶", "丙。"),
+        ("第三条", "示例市渡口条例 附则", "丁。"),
+    ]
+    assert problems == [
+        ("a.txt", 8, "附表：见第五页: an annex, no article; not read, lines: 1"),
+        ("a.txt", 13, "附件1：收费: an annex, no article; not read, lines: 4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "annex"),
+    [("附件", 1), ("附　件：", 1), ("（附表略）", 1), ("附件二 图", 1), ("附录 A", 1), ("附：清单", 1), ("【附件】", 1)]
+    + [("附则", 0), ("附件所列的船舶", 0), ("附表一规定的标准。", 0), ("附近的渡口", 0), ("附上：照片", 0)],
+)
+def test_what_is_an_annex(task, line, annex):
+    assert task.statutes.is_annex(line) == bool(annex)
+
+
+def test_statutes_in_markdown(task, tmp_path):
+    text = (
+        "# 示例市渡口条例\n\n2019年5月1日示例市人大通过\n\n<!-- INFO END -->\n\n## 第一章 总 则\n\n**第一条** 甲：\n\n- （一）乙；\n"
+        "- （二）**丙**。\n\n---\n\n## 第二章　罚则\n\n### 第一节 罚款\n\n__第二条__　丁。\n\n### 警告\n\n#### 第三条\n戊。\n\n## 附则\n\n第四条 己。\n"
+        "\n## 附件一 表\n\n| 庚 |\n"
+    )
+    rows, problems = laws_of(task, tmp_path, a__md=text)
+    assert rows == [
+        ("第一条", "示例市渡口条例 第一章 总则", "甲：\n（一）乙；\n（二）丙。"),
+        ("第二条", "示例市渡口条例 第二章 罚则 第一节 罚款", "丁。"),
+        ("第三条", "示例市渡口条例 第二章 罚则 警告", "戊。"),
+        ("第四条", "示例市渡口条例 附则", "己。"),
+    ]
+    assert [number for _, number, _ in problems] == [31]
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        "",
+        "目　录\n第一编　总则\n第一章　范围\n第二编　运营\n附则\n",
+        "第一编　总则\n第一章　范围\n第二编　运营\n附则\n",  # its word is missing
+        "目录\n第一编　总则……1\n第一条　目的\n第二条　渡口\n第二编　运营……9\n",
+    ],
+)
+def test_the_table_of_contents_is_skipped(task, tmp_path, contents):
+    body = (
+        "第一编\n总　则\n第一章　范围\n第一条　甲，违反\n第一章规定的除外。\n第 2 条　乙。\n第二编　运营\n第三条　丙。"
+    )
+    rows, problems = laws_of(task, tmp_path, a__txt=f"示例市渡口条例\n{contents}{body}")
+    first = "示例市渡口条例 第一编 总则 第一章 范围"
+    assert rows == [
+        ("第一条", first, "甲，违反\n第一章规定的除外。"),
+        ("第2条", first, "乙。"),
+        ("第三条", "示例市渡口条例 第二编 运营", "丙。"),
+    ]
+    assert not problems
+
+
+def test_two_laws_in_one_file(task, tmp_path):
+    rows, problems = laws_of(
+        task, tmp_path, a__txt="示例市渡口条例\n第一条 甲。\n第二条 乙。\n示例市桥梁办法\n第一章 总则\n第一条 丙。"
+    )
+    assert [row[1:] for row in rows] == [
+        ("示例市渡口条例", "甲。"),
+        ("示例市渡口条例", "乙。"),
+        ("示例市桥梁办法 第一章 总则", "丙。"),
+    ]
+    assert not problems
+
+
+OLD, NEW = "{}第一条 罚五元。\n第二条 不变。\n第三条 已废止。", "{}第一条 罚五百元。\n第二条　不变。"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "above_old", "above_new"),
+    [
+        ("渡口条例(2010-03-01)", "渡口条例(2024-01-01)", "渡口条例", "渡口条例"),
+        ("z_20100301", "a_20240101", "渡口条例", "中华人民共和国渡口条例"),
+        ("z", "a", "渡口条例（2010年修正）", "渡口条例（2018年修订）"),
+        ("z", "a", "渡口条例\n（2018修正）", "渡口条例\n（2019修正）"),
+        (
+            "z",
+            "a",
+            "渡口条例\n2010年3月1日市人大通过，自2030年1月1日起施行",
+            "渡口条例\n（2010年3月1日市人大通过　根据二〇二四年一月二日《决定》修正）",
+        ),
+        ("z", "a", "渡口条例\n公布日期：2010.3.1\n施行日期：2031.1.1", "渡口条例\n发布日期：2010-03-02"),
+    ],
+)
+def test_the_newer_version_of_a_law_stays(task, tmp_path, old, new, above_old, above_new):
+    files = {f"{old}__txt": OLD.format(f"{above_old}\n"), f"{new}__md": NEW.format(f"{above_new}\n")}
+    rows, problems = laws_of(task, tmp_path, **files)
+    assert [row[2] for row in rows] == ["罚五百元。", "不变。"]
+    ((file, _, what),) = problems
+    assert file == f"{old}.txt" and what.startswith("an older version (20") and f"{new}.md, row " in what
+    assert "(3, 1 of them unchanged)" in what
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "above"),
+    [
+        ("a", "b", "渡口条例"),  # no date
+        ("a(2018)", "b(2018-05-01)", "渡口条例"),  # a year, and a day of it
+        ("a(2024-01-01)", "b", "渡口条例"),  # one date only
+        ("a(2010-01-01)", "b(2024-01-01)", "市人民政府令"),  # the title of many a law
+    ],
+)
+def test_versions_that_no_date_tells_apart_are_a_conflict(task, tmp_path, first, second, above):
+    files = {f"{first}__txt": OLD.format(f"{above}\n"), f"{second}__txt": NEW.format(f"{above}\n")}
+    rows, problems = laws_of(task, tmp_path, **files)
+    assert [row[2] for row in rows] == ["不变。", "已废止。"]  # equal in both, and in one only
+    said = "another answer than {}.txt, row 2 to the same question: neither is kept. Keep the one in force"
+    assert problems == [
+        (f"{first}.txt", 2, said.format(second)),
+        (f"{second}.txt", 2, said.format(first)),
+        (f"{second}.txt", 3, f"the same question and answer as {first}.txt, row 3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stem", "above", "title", "date"),
+    [
+        ("a", "市人民政府关于印发《渡口办法》的通知\n附件：渡口办法\n2019年3月2日\n渡口办法", "渡口办法", ()),
+        (
+            "a",
+            "国家主席令\n第四号\n《渡口法》于2020年5月28日通过，自2021年1月1日起施行。\n渡口法",
+            "渡口法",
+            (2020, 5, 28),
+        ),
+        ("a", "关于修改渡口条例的决定\n（2020年1月2日通过）\n渡口条例", "渡口条例", (2020, 1, 2)),
+        ("渡口条例(2018-01-02)", "", "渡口条例", (2018, 1, 2)),
+        ("渡口条例（2018年修正）", "（虚构文本）", "渡口条例", (2018,)),
+        ("b", "最高人民法院\n关于渡口纠纷的解释（二）", "关于渡口纠纷的解释（二）", ()),
+        ("b", "《渡口须知》\n说明：虚构。", "渡口须知", ()),
+    ],
+)
+def test_the_title_of_a_law_and_its_date(task, stem, above, title, date):
+    (law,) = task.statutes.read(f"{above}\r\n第一条　甲。\r\n", stem)
+    assert (law.title, law.date) == (title, date)
+    assert law.certain == (title != "渡口须知")
+
+
+def test_laws_of_other_names_are_no_versions(task, tmp_path):
+    titles = ("渡口解释（一）", "渡口解释（二）", "渡口条例", "渡口条例实施细则", "渡口条例（试行）")
+    files = {f"{year}(20{year}-01-01)__txt": f"{title}\n第一条 甲。" for year, title in enumerate(titles, 10)}
+    rows, problems = laws_of(task, tmp_path, **files)
+    assert [row[1] for row in rows] == list(titles) and not problems
+
+
+def test_a_question_is_a_repeat_only_with_an_equal_answer(task, tmp_path):
+    pairs = [
+        ("船票？", "二元。"),
+        ("船票？ ", "二 元。"),
+        ("船票？", "三元。"),
+        ("《渡口条例》第1条是怎么规定的？", "别的。"),
+    ]
+    write(tmp_path / "a.jsonl", [{"question": question, "answer": answer} for question, answer in pairs])
+    rows, problems = laws_of(task, tmp_path, b__txt="渡口条例\n第一条 甲。")
+    assert [row[2] for row in rows] == ["二元。", "甲。"]
+    assert [problem[1:] for problem in problems] == [
+        (2, "the same question and answer as a.jsonl, row 1"),
+        (3, "another answer than a.jsonl, row 1 to the same question: left out. Keep the right one"),
+        (4, "another answer than b.txt, row 2 to the same question: left out. Keep the right one"),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "gb18030", "utf-16"])
+@pytest.mark.parametrize("name", ["qa.json", "qa.jsonl"])
+def test_questions_in_json_of_each_encoding(task, tmp_path, name, encoding):
+    rows = [json.dumps({"问题": f"渡口{number}？", "答案": "有。"}, ensure_ascii=False) for number in range(3)]
+    text = f"[{','.join(rows)}]" if name == "qa.json" else "\n".join(rows)
+    (tmp_path / name).write_text(text, encoding)
+    rows, problems = task.legal_data.read_folder(tmp_path)
+    assert [row["instruction"] for row in rows] == ["渡口0？", "渡口1？", "渡口2？"] and not problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!--" * 30_000,
+        "（2018" * 30_000,
+        "第" * 100_000,
+        "第一条 甲。\n" * 3_000,
+        "第" + "9" * 6_000 + "条 甲。",
+        "附件\n" * 9_000,
+    ]
+    + [
+        "2018年" * 30_000,
+        "（" * 99 + "\n" + "《" * 50_000,
+        "# " * 50_000,
+        "第一章\n" * 9_000,
+        "**" * 50_000,
+        "\0\n第一条\x1c甲。",
+    ],
+)
+def test_odd_statutes_neither_hang_nor_raise(task, tmp_path, text):
+    import time
+
+    began = time.process_time()
+    rows, problems = laws_of(task, tmp_path, a__txt=text)
+    assert time.process_time() - began < 5 and (rows or problems)
 
 
 def test_law_is_written_with_its_report(script, tmp_path):
@@ -367,7 +602,7 @@ def test_law_is_written_with_its_report(script, tmp_path):
         'old.doc,,"not read: .doc. Save it as .txt',
         "empty.txt,,no article",
         "binary.txt,,neither UTF-8 nor GB18030",
-        'qa.json,1,"the same question as more.jsonl, row 1"',
+        'qa.json,1,"another answer than more.jsonl, row 1 to the same question',
         'qa.json,2,"no answer column. Names known: answer: answer, output',
         "qa.json,3,not an object but int",
     ):
