@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "vl_insurance"
 NAMES = (
-    "fields", "pictures", "prompt", "sheet", "data", "digits", "render", "lessons", "windows", "model", "answers", "miniature",
+    "gauges", "fields", "pictures", "prompt", "sheet", "data", "digits", "render", "lessons", "windows", "model", "answers", "miniature",
     "pretrain", "train", "infer", "evaluate",
 )  # fmt: skip
 FACTS = {"mileage": 528915, "unit": "km", "speed": 62, "time": "14:07", "temperature": 22, "gear": "D"}
@@ -103,6 +103,86 @@ def test_both_forms_of_the_course(vl):
 )  # fmt: skip
 def test_what_models_write(vl, text, found):
     assert vl.fields.parse(text) == dict.fromkeys(vl.fields.FIELDS) | found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        # Gauges that are not asked for, before and after the one that is.
+        ("Oil temp 101 C; ambient temp 21 C", dict(temperature=21)),
+        ("The oil temperature is 90°C and the outside temperature is 12°C.", dict(temperature=12)),
+        ("Temperature (engine): 88\nTemperature (outside): 7", dict(temperature=7)),
+        ("水温：90℃\n车外温度：-4℃", dict(temperature=-4)),
+        ("车内温度：24℃，车外温度：9℃", dict(temperature=9)),
+        ("电池的温度是35℃；室外的温度是21℃", dict(temperature=21)),
+        ("温度：车内24℃，车外19℃", dict(temperature=19)),
+        ("变速箱温度：80℃", {}),
+        ("| Gauge | Value |\n|---|---|\n| Cabin temperature | 24 |\n| Speed | 51 |", dict(speed=51)),
+        ("最高车速：180\n车速：45 km/h", dict(speed=45)),
+        ("限速60，车速45", dict(speed=45)),
+        ("速度限制：60\n当前速度：45公里/小时", dict(speed=45)),
+        ("Top speed: 120\nEngine speed: 2100 rpm\nSpeed warning at 130\nCurrent speed: 60 mph", dict(speed=60)),
+        ("Speed:\nAdBlue: 40\nTime: 9:00", dict(time="09:00")),
+        ("Elapsed time 3:20. Time remaining: 0:40. Current time 4:20 PM.", dict(time="16:20")),
+        ("预计到达时间：17:30\n时间（24小时制）：16:20", dict(time="16:20")),
+        ("Trip odometer: 123.4 km\nMileage since reset: 9 km\nOdometer: 98765 km", dict(mileage=98765, unit="km")),
+        ("自上次保养已行驶3000公里，累计里程52000公里", dict(mileage=52000, unit="km")),
+        ("已行驶2小时，总里程3000公里", dict(mileage=3000, unit="km")),
+        # What leaves a name its meaning.
+        ("In the photo the speed shown on the left gauge is 54 km/h, and the clock reads 14:07.", dict(speed=54, time="14:07")),
+        ("可以看到该车的总里程为12345公里，时速0", dict(mileage=12345, unit="km", speed=0)),
+        ("The car's mileage is 45,210 miles", dict(mileage=45210, unit="mi")),
+        ("平均时速：35\n瞬时速度：62", dict(speed=62)),
+        ("Mileage 12345 km Speed 54 km/h Temperature 22 C Gear D", dict(mileage=12345, unit="km", speed=54, temperature=22, gear="D")),
+        # Numbers and units.
+        ("Kilometerstand: 123.456 km, Geschwindigkeit: 54 km/h, Außentemperatur: -3,5 °C", dict(mileage=123456, unit="km", speed=54, temperature=-4)),
+        ("Odometer: 1.234.567 km", dict(mileage=1234567, unit="km")),
+        ("Mileage: 45.210,6 km", dict(mileage=45210, unit="km")),
+        ("Mileage: 123.4 km", dict(mileage=123, unit="km")),
+        ("Mileage: 45,210.7 miles", dict(mileage=45210, unit="mi")),
+        ("总里程：12.345万公里", dict(mileage=123450, unit="km")),
+        ("总里程（万公里）：5.2", dict(mileage=52000, unit="km")),
+        ("总里程：12万3456公里", dict(mileage=123456, unit="km")),
+        ("里程：5.28 万千米；速度：62千米/时", dict(mileage=52800, unit="km", speed=62)),
+        ("总里程：52891千米", dict(mileage=52891, unit="km")),
+        ("Odometer: 45k miles", dict(mileage=45000, unit="mi")),
+        ("Temperature: 22°C (72°F)", dict(temperature=22)),
+        ("Temperature (°F): 72", dict(temperature=22)),
+        ("华氏温度：72", dict(temperature=22)),
+        ("温度（℃）：19", dict(temperature=19)),
+        # Gears.
+        ("档位：B", dict(gear="B")), ("Gear: low", dict(gear="L")), ("挡位：低速挡", dict(gear="L")), ("Gear: 3rd", dict(gear="3")),
+        ("挡位：S挡（运动）", dict(gear="S")), ("Gear: D, parking brake engaged", dict(gear="D")), ("Gear: it's in 'R'", dict(gear="R")),
+        ("Gear oil temperature: 80", {}),
+        # JSON in JSON.
+        ('{"dashboard": {"odometer": {"value": "12.345", "unit": "mi"}, "speed": {"value": 54, "unit": "km/h"}, "clock": "9:05"}}',
+         dict(mileage=12345, unit="mi", speed=54, time="09:05")),
+        ('{"temperature": {"oil": 99, "outside": 19}, "speed": {"limit": 70, "current": 54}}', dict(temperature=19, speed=54)),
+        ('{"engine": {"temperature": 88}, "speedLimit": 70, "vehicle_speed": 54}', dict(speed=54)),
+        ('{"trip": {"mileage": 12, "time": "1:45", "speed": 33}, "mileage": {"km": 45210}}', dict(mileage=45210, unit="km")),
+        ('[{"name": "水温", "value": 90}, {"name": "总里程", "value": "528,915", "unit": "公里"}]', dict(mileage=528915, unit="km")),
+        ('{"mileage": {"value": null, "unit": "km"}, "speed": 3}', dict(speed=3)),
+        ('So {it is}: {"speed": 5} and not {"speed": 6}', dict(speed=5)),
+    ],
+)  # fmt: skip
+def test_other_gauges_other_numbers_and_json_in_json(vl, text, found):
+    assert vl.fields.parse(text) == dict.fromkeys(vl.fields.FIELDS) | found
+
+
+def test_no_answer_stops_the_reading(vl):
+    parts = ("速度", "时间", "temperature", "gear", "limit", "12.345", "万", "km", "°F", "：", ":", "\n", " ", "(", ")", "{", '"', "}", "[", "]",
+             ",", "D", "未显示", "|", "İ", "\x00", "²", "٣", "is", "的", "外")  # fmt: skip
+    rng = random.Random(5)
+    texts = ["".join(rng.choices(parts, k=rng.randrange(25))) for _ in range(2000)]
+    texts += [
+        "{" * 100_000,
+        '{"a":' * 100_000,
+        "mileage " + "9" * 5000,
+        '{"speed": ' + "9" * 5000 + "}",
+        "温度外" * 100_000,
+    ]
+    for text in texts:
+        assert set(vl.fields.parse(text)) == set(vl.fields.FIELDS)
 
 
 def test_what_is_written_is_read_again(vl):
@@ -298,6 +378,40 @@ def test_pictures_that_are_put_right(vl, tmp_path):
     upright.convert("LA").save(tmp_path / "la.png")
     upright.convert("P").save(tmp_path / "p.png")
     assert {vl.pictures.load_image(tmp_path / name).mode for name in ("cmyk.jpg", "la.png", "p.png")} == {"RGB"}
+
+
+def exif_of(*entries):
+    """A JPEG's EXIF of entries (tag, type, the four bytes of its value), with two signed numbers after them."""
+    import struct
+
+    body = b"".join(struct.pack("<HHI4s", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + struct.pack("<Iii", 0, -50, 1)
+
+
+def test_exif_that_cannot_be_written_back(vl, folder):
+    """A signed number where the standard has an unsigned one is read, but PIL cannot write it."""
+    import struct
+
+    from PIL import Image
+
+    for turn in (*range(1, 9), 0, 9):
+        exif = exif_of((0x0112, 3, struct.pack("<HH", turn, 0)), (0x011A, 10, struct.pack("<I", 8 + 2 + 2 * 12 + 4)))
+        picture(4).save(folder / "odd.jpg", exif=exif)
+        upright = vl.pictures.load_image(folder / "odd.jpg")
+        assert upright.size == ((168, 336) if 5 <= turn <= 8 else (336, 168)) and not upright.info
+        assert vl.pictures.is_rotated(folder / "odd.jpg") == (2 <= turn <= 8)
+        plain = Image.Exif()
+        plain[0x0112] = turn
+        picture(4).save(folder / "plain.jpg", exif=plain)
+        assert vl.pictures.load_image(folder / "plain.jpg").tobytes() == upright.tobytes()
+    rows, report = vl.data.read_rows(sheet(folder, GOOD, ("2", "里程？", "odd.jpg", "总里程：200 km")))
+    assert len(rows) == 2 and not report["dropped"]
+
+
+def test_exif_that_cannot_be_read_is_named(vl, folder):
+    picture(4).save(folder / "odd.webp", exif=b"no TIFF at all")
+    reason, text = refused(vl, sheet(folder, GOOD, ("2", "里程？", "odd.webp", "总里程：200 km")))
+    assert reason == "unreadable EXIF" and "odd.webp" in text
 
 
 def test_rows_that_are_refused(vl, folder):

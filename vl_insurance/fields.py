@@ -11,51 +11,62 @@ import math
 import re
 import unicodedata
 
+from gauges import GEAR, NAME, known, rest_of_label, words_of
+
 FIELDS = ("mileage", "unit", "speed", "time", "temperature", "gear")
 LABELS = {"mileage": "总里程", "speed": "当前速度", "time": "当前时间", "temperature": "当前温度", "gear": "当前挡位"}
 ABSENT = "未显示"
+LONGEST = 20_000  # characters of a text that are read; an answer has some hundred
 
-# How models name a field. A name ends the field before it, so the longer names stand first.
-NAMES = {
-    "mileage": r"总里程数?|行驶里程数?|里程表读数|里程表|里程数|里程|(?:共|已经?)行驶了?|odometer reading|odometer|total mileage|mileage|\bodo\b",
-    "speed": r"当前速度|当前车速|行驶速度|时速|车速|速度|current speed|speedometer|speed",
-    "time": r"当前时间|显示时间|时间|时钟|current time|time|clock",
-    "temperature": r"当前温度|外部温度|室外温度|车外温度|环境温度|温度|气温|outside temperature|ambient temperature|temperature|\btemp\b",
-    "gear": r"当前[挡档]位|[挡档]位|变速箱|gear position|current gear|transmission|gear",
-    # Not asked for, but models add them; without these their numbers would count as the field before.
-    None: r"小计里程|单次里程|短途里程|续航里程|剩余里程|保养里程|平均速度|平均车速|油量|燃油|油耗|转速|电量|日期|trip|range|fuel|rpm|battery|date|average speed",
-}
-NAME = re.compile("|".join(f"(?P<{field or 'other'}>{names})" for field, names in reversed(NAMES.items())), re.I)
 NOT_SHOWN = re.compile(
     r"未显示|没有显示|不显示|未标|未提供|没有|无法|不可见|看不清|看不到|不清楚|不明|未知|暂无|^\W*无\W*$"
     r"|not (?:shown|visible|displayed|available|readable|clear)|cannot|can't|unreadable|unknown|\bnone\b|\bnull\b|n/a",
     re.I,
 )
-# 528,915 or 528 915 or 528915; thousands only, so that "528,91" is no 52891.
-NUMBER = r"[-+]?(?:\d{1,3}(?:[, ']\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+# 528,915 or 528 915 or 528915; thousands only, so that "528,91" is no 52891. A decimal comma is one: 12345,6.
+NUMBER = r"[-+]?(?:\d{1,3}(?:[, '’]\d{3})+(?!\d)|\d+)(?:\.\d+|,\d{1,2}(?![\d:]))?"
 
 
-def _number(text):
+def _number(text, times=1):
     """The first number in a text as an int (rounded down, 万 counted) or None."""
-    found = re.search(rf"({NUMBER})\s*(万)?", text)
+    found = re.search(rf"({NUMBER})\s*(万)?(?:(\d)千(?!米)(\d{{3}}(?!\d))?|(\d{{4}})(?!\d))?", text)
     if not found:
         return None
-    value = float(re.sub(r"[, ']", "", found[1])) * (10_000 if found[2] else 1)
-    return math.floor(value + 1e-6)
+    plain = re.sub(r"[ '’]|,(?=\d{3}(?!\d))", "", found[1]).replace(",", ".")
+    value = float(plain) * (10_000 if found[2] else times)
+    if found[2]:  # 12万3456, 5万2千
+        value += int(found[3] or 0) * 1000 + int(found[4] or found[5] or 0)
+    return math.floor(value + 1e-6) if math.isfinite(value) else None
 
 
-def _mileage(text):
-    return _number(text.replace("+", ""))
+def _mileage(text, label):
+    text = text.replace("+", "")
+    # 12.345 km in German: a total has one decimal at most, so three digits after a point are thousands.
+    text = re.sub(
+        r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3})+(?![\d.]|\s*万)", lambda found: found[0].replace(".", ""), text, count=1
+    )
+    thousands = re.match(
+        rf"\D*{NUMBER}\s*(?:千(?=\s*(?:公里|英里|千米))|k(?=\s*(?:mi|km|公里|英里))|thousand|tsd)", text, re.I
+    )
+    if re.match(rf"\D*{NUMBER}\s*(?:小时|分钟|天|hours?\b|min)", text, re.I):  # has been driving for so long
+        return None
+    return _number(text, 10_000 if "万" in label else 1000 if thousands else 1)
+
+
+def _speed(text, _label):
+    return _number(text)
 
 
 def _unit(text):
     found = re.search(
-        r"(?P<mi>英里|miles?\b|\bmi\b|\dmi\b)|(?P<km>公里|千米|k(?:ilo)?m(?:et(?:er|re)s?|s)?(?![a-z]))", text, re.I
+        r"(?P<mi>英[里哩]|哩|miles?\b|\bmi\b|\dmi\b)|(?P<km>公[里裡]|千米|k(?:ilo)?m(?:et(?:er|re)s?|s)?(?![a-z]))",
+        text,
+        re.I,
     )
     return found.lastgroup if found else None
 
 
-def _time(text):
+def _time(text, _label):
     found = re.search(r"(\d{1,2})\s*[:点时h]\s*(\d{2})", text)
     if not found:
         return None
@@ -67,35 +78,31 @@ def _time(text):
     return f"{hour:02d}:{minute:02d}" if hour < 24 and minute < 60 else None
 
 
-def _temperature(text):
-    text = re.sub(r"零下\s*", "-", text.replace("−", "-"))
+def _temperature(text, label):
+    text = re.sub(r"(?:零下|\bminus\b)\s*", "-", text.replace("−", "-"), flags=re.I)
+    outside = re.search(r"(?:outside|ambient|exterior|外)[^\d,;:+-]{0,12}(-?\d.*)", text, re.I)  # inside 24, outside 19
+    text = outside[1] if outside else text
     value = _number(text)
-    if value is not None and re.search(r"℉|°\s*F|华氏|fahrenheit|\d\s*F\b", text, re.I):
+    # 22°C (72°F): the first number's unit is the first.
+    unit = re.search(
+        r"(?P<f>°\s*F|华氏|fahrenheit|(?:\b|\d)F\b)|°\s*C|摄氏|celsius|(?:\b|\d)C\b", f"{text} {label}", re.I
+    )
+    if value is not None and unit and unit["f"]:
         value = round((value - 32) / 1.8)
     return value
 
 
-def _gear(text):
-    for word, gear in (
-        ("驻车", "P"),
-        ("停车", "P"),
-        ("倒", "R"),
-        ("空挡", "N"),
-        ("空档", "N"),
-        ("前进", "D"),
-        ("行车", "D"),
-    ):
-        if word in text:
-            return gear
-    words = {"park": "P", "parking": "P", "reverse": "R", "neutral": "N", "drive": "D"}
-    for word, gear in words.items():
-        if re.search(rf"\b{word}\b", text, re.I):
-            return gear
-    found = re.search(r"(?<![A-Za-z])([PRNDSMprnds]\d?|\d)(?![A-Za-z\d])", text)
-    return found[1].upper() if found else None
+MODES = (("S", r"运动|sport"), ("M", r"手动|manual"))
 
 
-READERS = {"mileage": _mileage, "speed": _number, "time": _time, "temperature": _temperature, "gear": _gear}
+def _gear(text, _label):
+    found = GEAR.search(text)
+    if found:
+        return found["letter"].upper() if found["letter"] else found.lastgroup
+    return next((gear for gear, words in MODES if re.search(words, text, re.I)), None)
+
+
+READERS = {"mileage": _mileage, "speed": _speed, "time": _time, "temperature": _temperature, "gear": _gear}
 
 
 def parse(text):
@@ -106,50 +113,89 @@ def parse(text):
 
 def parse_json(text):
     """The facts of a JSON answer, also inside a ``` fence; None where the text holds no JSON object."""
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        return None
-    try:
-        given = json.loads(text[start : end + 1])
-    except ValueError:
-        return None
-    if not isinstance(given, dict):
-        return None
-    # Other names for the same field, Chinese ones too, are read as in free text.
-    lines = []
-    for key, value in given.items():
-        if value is None or isinstance(value, (dict, list, bool)):
+    for start in list(re.finditer(r"[\[{]", text))[:20]:
+        try:
+            given = json.JSONDecoder().raw_decode(text, start.start())[0]
+        except (ValueError, RecursionError):
             continue
-        if key == "unit":
-            lines.insert(0, f"单位 {value}")
-            continue
-        match = NAME.match(unicodedata.normalize("NFKC", str(key)).strip())
-        if match:
-            lines.append(f"{match[0]}: {value}")
-    facts = _parse_text("\n".join(lines))
-    if facts["unit"] is None and isinstance(given.get("unit"), str):
-        facts["unit"] = _unit(given["unit"])
-    return facts
+        if isinstance(given, dict) or (isinstance(given, list) and any(isinstance(each, dict) for each in given)):
+            # Other names for the same field, Chinese ones too, are read as in free text.
+            lines = list(_lines(given))
+            units = [value for label, value in lines if label == "unit"]
+            facts = _parse_text(
+                "\n".join([f"单位 {value}" for value in units[:1]] + [": ".join(line) for line in lines])
+            )
+            facts["unit"] = facts["unit"] or (_unit(units[0]) if units else None)
+            return facts
+    return None
+
+
+# The keys of one reading: its value, its unit, its name.
+RECORD = (
+    ("value", "reading", "数值", "值", "读数"),
+    ("unit", "units", "单位"),
+    ("name", "label", "field", "项目", "名称"),
+)
+
+
+def _lines(given, above="", depth=0):
+    """(label, value) of each value in a JSON answer that has a field's name in its label: the keys above it, and its own."""
+    if isinstance(given, list) and depth < 10:
+        for each in given:
+            yield from _lines(each, above, depth + 1)
+    elif isinstance(given, dict) and depth < 10:
+        # speedLimit and speed_limit are two words.
+        keys = {re.sub(r"(?<=[a-z])(?=[A-Z])|[_\s]+", " ", str(key)).strip(): value for key, value in given.items()}
+        plain = {key.lower(): str(value) for key, value in keys.items() if isinstance(value, (str, int, float))}
+        value, unit, name = (next((plain[key] for key in names if key in plain), "") for names in RECORD)
+        if (above or name) and not {key.lower() for key in keys}.isdisjoint(RECORD[0]):
+            if value:  # {"value": 5, "unit": "km"}, perhaps with the name beside it
+                yield from _lines(f"{value} {unit}", name if NAME.search(name) else f"{above} {name}", depth + 1)
+            return
+        # What stands above three fields is a wrapper and says nothing; else it says whose they are: {"trip": {"mileage": 9}}.
+        asked = {found.lastgroup for found in map(NAME.search, keys) if found} - {"other"}
+        foreign = any(found.lastgroup == "other" for found in NAME.finditer(above))
+        above = "" if len(asked) > 2 and not foreign else above
+        for key, each in keys.items():
+            yield from (
+                [("unit", unit)] if key.lower() in RECORD[1] and unit else _lines(each, f"{above} {key}", depth + 1)
+            )
+    elif isinstance(given, (str, int, float)) and not isinstance(given, bool):
+        label = " ".join(unicodedata.normalize("NFKC", above).split())
+        if NAME.search(label):
+            yield label, " ".join(str(given).split())
 
 
 def _parse_text(text):
     # NFKC turns full-width digits, commas, colons and ℃ into the plain ones ("℃" becomes "°C").
-    text = unicodedata.normalize("NFKC", text)
-    text = re.sub(r"[*_`#|]+", " ", text)
+    text = unicodedata.normalize("NFKC", text[:LONGEST])
+    text = re.sub(r"[*_`#]+", " ", text).replace("|", ":")
     facts = dict.fromkeys(FIELDS)
     matches = list(NAME.finditer(text))
+    before, previous = 0, None
     for i, match in enumerate(matches):
         field = match.lastgroup
-        if field == "other" or facts[field] is not None:
-            continue
         end = matches[i + 1].start() if i + 1 < len(matches) else len(text)
-        # A field's value stands in its line and its sentence; a full stop between digits is a decimal point.
-        part = re.split(r"\n(?=\s*\S)|[。;]|\.(?=\s|$)", text[match.end() : end].lstrip(" \t:\n"))[0]
-        if NOT_SHOWN.search(part):
+        length = (
+            None if field == "other" or facts[field] is not None else rest_of_label(text, match, before, end, previous)
+        )
+        start, before, previous = before, match.end(), field
+        if length is None:
             continue
-        facts[field] = READERS[field](part)
+        rest = text[match.end() + length : end]
+        label = (
+            re.match(r"[^\d,;。\n]*", text[start : match.start()][:-61:-1])[0][::-1]
+            + text[match.start() : match.end() + length]
+        )
+        # A field's value stands in its line and its sentence; a full stop between digits is a decimal point.
+        part = re.split(r"\n(?=\s*\S)|[。;]|\.(?=\s|$)", rest.lstrip(" \t:=\n"))[0]
+        part = re.split(r"[,、]\s*[^\W\d][^\d:,、]{0,30}:", part)[0]  # the label of something else
+        below = re.match(r"\W*([^\W\d][^\d:,]{0,30}):", part) if re.match(r"[ \t:=]*\n", rest) else None
+        if NOT_SHOWN.search(part) or (below and not known(field, words_of(below[1], field), ())):
+            continue
+        facts[field] = READERS[field](part, label)
         if field == "mileage" and facts["mileage"] is not None:
-            facts["unit"] = _unit(part) or _unit(match[0])
+            facts["unit"] = _unit(part) or _unit(label)
     if facts["mileage"] is not None and facts["unit"] is None:
         # "里程（公里）：528915" and a unit said elsewhere; a speed's "km/h" does not name the mileage's unit.
         facts["unit"] = _unit(re.sub(r"(?:km|mi|公里|英里|千米)\s*(?:/|每小时|每时|/小时)\S*", "", text))

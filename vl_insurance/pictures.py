@@ -37,7 +37,7 @@ def load_image(path):
 
     Raises BadPicture where it is cut off, too large, or in a format or a mode that has no agreed look.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
@@ -49,29 +49,53 @@ def load_image(path):
         if max(width, height) > 200 * min(width, height):
             raise BadPicture(f"wrong format: {width} x {height} pixels is a line, no picture")
         image.load()  # verify() would let a cut-off file pass
+        if image.mode.startswith(("I", "F")):
+            raise BadPicture(f"wrong format: {image.mode} has more than 8 bits a channel; save it with 8")
+        turn = _turn(image)
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("RGB")
+        bare = Image.new("RGB", image.size)
+        bare.paste(image)  # the pixels and nothing else: no EXIF, so no place and no time go along
+        return bare if turn is None else bare.transpose(turn)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadPicture(f"too large: more than {MAX_MEGAPIXELS} megapixels") from None
     except BadPicture:
         raise
     except Image.UnidentifiedImageError:
         raise BadPicture("wrong format: neither JPEG nor PNG nor WEBP, whatever its name says") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # decoders meet bytes that nobody foresaw, and raise struct.error, KeyError and others
         raise BadPicture(f"truncated: {error}") from None
-    if image.mode.startswith(("I", "F")):
-        raise BadPicture(f"wrong format: {image.mode} has more than 8 bits a channel; save it with 8")
-    image = ImageOps.exif_transpose(image)
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    bare = Image.new("RGB", image.size)
-    bare.paste(image.convert("RGB"))  # the pixels and nothing else: no EXIF, so no place and no time go along
-    return bare
 
 
 def is_rotated(path):
     from PIL import Image
 
     with Image.open(path) as image:
-        return image.getexif().get(0x0112, 1) != 1
+        return _turn(image) is not None
+
+
+def _turn(image):
+    """How an image has to be transposed to stand upright, None for not at all. Raises BadPicture where its EXIF hides that.
+
+    Not ImageOps.exif_transpose: it writes the EXIF back, and a camera's can hold what cannot be written.
+    """
+    from PIL.Image import Transpose as To
+
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception as error:
+        raise BadPicture(f"unreadable EXIF: {error}; save the picture anew, upright") from None
+    turns = (
+        To.FLIP_LEFT_RIGHT,
+        To.ROTATE_180,
+        To.FLIP_TOP_BOTTOM,
+        To.TRANSPOSE,
+        To.ROTATE_270,
+        To.TRANSVERSE,
+        To.ROTATE_90,
+    )
+    return dict(enumerate(turns, 2)).get(orientation)
 
 
 def image_tokens(size, max_pixels, min_pixels=MIN_PIXELS):
