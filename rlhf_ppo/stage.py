@@ -17,8 +17,6 @@ from common.files import text_table
 from common.hub import resolve_model
 from common.paths import command
 
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # layers with a LoRA
-
 
 @dataclass
 class StageArgs:

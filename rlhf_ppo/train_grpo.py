@@ -21,11 +21,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from common import models
-from common.cli import arg, parse, trainer_config
+from common.cli import LINEAR, arg, parse, trainer_config
 from common.paths import DEMO_MODEL, command
 from data import DataArgs, encode_prompts, load_splits
 from prompt import prompt_texts
-from stage import PROJECTIONS, BackboneArgs, check_quantization, fingerprint, ready, show_course, show_examples
+from stage import BackboneArgs, check_quantization, fingerprint, ready, show_course, show_examples
 
 HERE = Path(__file__).resolve().parent
 
@@ -128,7 +128,7 @@ def main(argv=None) -> Path:
             f"{config.num_generations} answers of up to {config.max_completion_length} tokens"
         )
         lora_config = LoraConfig(
-            task_type="CAUSAL_LM", r=args.lora_r, lora_alpha=args.lora_alpha, target_modules=PROJECTIONS
+            task_type="CAUSAL_LM", r=args.lora_r, lora_alpha=args.lora_alpha, target_modules=LINEAR
         )
         rewards = []  # filled below: the callable needs the model that the trainer makes
 

@@ -28,12 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import device, models
-from common.cli import arg, parse
+from common.cli import LINEAR, arg, parse
 from common.paths import DEMO_MODEL, command
 from data import DataArgs, encode_prompts, load_splits, prompts_of_update
 from estimate import minibatch_size, rows_at_once, show_estimate
 from prompt import cut_at_eos, rm_ids
-from stage import PROJECTIONS, LoopArgs, check_quantization, fingerprint, ready, show_course, show_examples, tidy
+from stage import LoopArgs, check_quantization, fingerprint, ready, show_course, show_examples, tidy
 
 HERE = Path(__file__).resolve().parent
 
@@ -171,7 +171,7 @@ class Backbone:
 
         set_seed(args.seed)  # LoRA's A is random
         # Dropout 0: with it the same tokens would have other log-probabilities in the update than in the rollout.
-        shared = dict(task_type="CAUSAL_LM", lora_dropout=0.0, target_modules=PROJECTIONS)
+        shared = dict(task_type="CAUSAL_LM", lora_dropout=0.0, target_modules=LINEAR)
         policy = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, **shared)
         self.model = get_peft_model(load_backbone(path, args), policy, "policy")
         add_adapter(self.model, "reward", reward_folder)

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import device, models
-from common.cli import arg, parse
+from common.cli import LINEAR, arg, parse
 from common.files import write_json
 from common.paths import DEMO_MODEL, command
 from data import DataArgs, encode_pairs, load_splits
 from prompt import rm_ids
-from stage import PROJECTIONS, LoopArgs, check_quantization, fingerprint, sft_model, tidy
+from stage import LoopArgs, check_quantization, fingerprint, sft_model, tidy
 
 HERE = Path(__file__).resolve().parent
 
@@ -135,7 +135,7 @@ def classifier(path, args):
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=0.0,  # PPO compares scores of one text at different times: they must be equal
-        target_modules=PROJECTIONS,
+        target_modules=LINEAR,
         modules_to_save=["score"],  # PEFT does it for SEQ_CLS anyway; unsaved, each reload would have a random head
     )
     model = get_peft_model(model, lora_config)

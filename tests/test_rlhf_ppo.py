@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.cli import LINEAR
+
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "rlhf_ppo"
 FILES = (
@@ -56,7 +58,7 @@ def toy(rlhf, tmp_path_factory):
     model.lm_head.weight.data *= 10  # a random head is near-uniform: no LoRA could move what is sampled
     model.save_pretrained(folder / "model")
     judge = LlamaForSequenceClassification.from_pretrained(folder / "model", num_labels=1)
-    lora = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=4, target_modules=rlhf.stage.PROJECTIONS)
+    lora = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=4, target_modules=LINEAR)
     judge = get_peft_model(judge, lora)
     for name, parameter in judge.named_parameters():
         if "lora_B" in name:
@@ -533,7 +535,7 @@ def test_a_merged_model_answers_as_base_and_adapter(rlhf, tiny_model, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(
-        r=4, target_modules=rlhf.stage.PROJECTIONS, task_type="CAUSAL_LM"))  # fmt: skip
+        r=4, target_modules=LINEAR, task_type="CAUSAL_LM"))  # fmt: skip
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)

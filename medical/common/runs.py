@@ -41,7 +41,7 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "
 # Where a run is written and what it is said to cost do not change what it computes.
 NOT_IN_IDENTITY = (
     "output_dir", "logging_dir", "run_name", "price_per_hour", "show_mask", "auto", "estimate", "given", "local_rank",
-    "own_flags", "trainer", "reuse",
+    "reuse",
 )  # fmt: skip
 
 
@@ -67,7 +67,8 @@ class Run:
             arguments = arguments | config.to_dict() | {name: arguments[name] for name in args.own_flags}
             asked = None if config.output_dir in (None, "trainer_output") else config.output_dir
             self.main, self.world = config.process_index == 0, config.world_size
-        arguments = json.loads(json.dumps(arguments, default=str))
+        told = {name: value for name, value in arguments.items() if name not in ("own_flags", "trainer")}
+        arguments = json.loads(json.dumps(told, default=str))
         same = {name: value for name, value in arguments.items() if name not in NOT_IN_IDENTITY}
         self.record = {
             "identity": digest([stage, same, inputs]),
