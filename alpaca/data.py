@@ -3,98 +3,54 @@
     python data.py --check FILE                    what is in it, what is wrong with it and where
     python data.py --check FILE --out clean.jsonl  the same, and the rows that are kept, one JSON object a line
 
-FILE: JSON (a list), JSONL (an object a line), Parquet, a folder of `datasets` (save_to_disk), or a name on the hub.
-JSON and JSONL are told apart by what is in the file, whatever it is called.
+FILE: JSON (a list), JSONL (an object a line), Parquet, CSV or .xlsx, a folder with such files of one set or of `datasets`
+(save_to_disk), or a name on the hub. JSON and JSONL are told apart by what is in the file, whatever it is called.
 """
 
 import argparse
-import re
-from collections import Counter
 from pathlib import Path
 
 from common.files import new_file, write_lines
 from common.paths import load_env
-from common.rows import default_source, hold_out, read
+from common.rows import Bad, blank, default_source, format_report, keep, object_of, read, split_by, text_of
 
 HUB_NAME = "yahma/alpaca-cleaned"  # the course's data set: what is read where no --data and no local folder is
 COLUMNS = ("instruction", "input", "output")
-# A row is dropped for the first of these that is true of it.
-MISSING, TYPE, EMPTY, BROKEN, CONTROL = "missing", "wrong type", "empty", "broken characters", "control token"
-EXAMPLES = 10  # problems described for each reason; the counts say how many, these say where to look
-
-# <|im_end|> inside a row would end a turn in the middle of it: tokenizers take the text for the token.
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+HISTORY = "needs its history"  # "And then?" makes no sense without the turns before it, for which the template has no place
 
 
 def read_rows(source=None, answers=True):
-    """The usable rows of a source, as dicts of three stripped strings, and a report.
+    """The usable rows of a source, as dicts of three texts, and the report of common.rows.keep.
 
     source: see the module's docstring; None: ALPACA_DATA_DIR or DATA_DIR/alpaca if it exists, else the hub.
-    answers: whether rows need an output. Report: source, rows, kept, dropped (reason -> count), problems (text).
-    Raises SystemExit where the source cannot be read or no row is usable.
+    answers: whether rows need an output. Raises SystemExit where the source cannot be read or no row is usable.
     """
     source = str(source or default_source(HUB_NAME))
     needed = COLUMNS if answers else COLUMNS[:2]
-    raw, rows, dropped, problems = list(read(source)), [], Counter(), []
-    columns = {name for row in raw if isinstance(row, dict) for name in row}
-    for name in needed:
-        if raw and columns and name not in columns and name != "input":
-            raise SystemExit(f"{source}: no column {name!r}. Columns found: {', '.join(sorted(map(str, columns)))}.")
-    for number, row in enumerate(raw, 1):
-        clean, reason, column, found = check(row, needed)
-        if reason is None:
-            rows.append(clean)
-            continue
-        dropped[reason] += 1
-        if dropped[reason] <= EXAMPLES:
-            where = f", column {column}" if column else ""
-            problems.append(f"{source}: row {number}{where}: {found}; row dropped: {reason}")
-    report = dict(source=source, rows=len(raw), kept=len(rows), dropped=dropped, problems=problems)
-    if not rows:
-        raise SystemExit(f"{format_report(report)}\n{source}: no usable row in it.")
-    return rows, report
+    names = {name: (name,) for name in COLUMNS}
+    found = read(source, names, [name for name in needed if name != "input"])
+    return keep(
+        found,
+        lambda row: check(row, needed),
+        source,
+        used={*COLUMNS, "history"},
+        key=lambda row: ((row["instruction"], row["input"]), row.get("output")),
+        needed=[name for name in needed if name != "input"],
+    )
 
 
 def check(row, needed):
-    """(clean row, reason or None, column, what was found) of one raw row."""
-    if not isinstance(row, dict):
-        return None, TYPE, None, f"expected an object with {', '.join(needed)}, got {type(row).__name__}"
-    clean = {}
-    for name in needed:
-        value = row.get(name)
-        if value is None and name == "input":
-            value = ""
-        if value is None:
-            return None, MISSING, name, "null" if name in row else "not there"
-        if not isinstance(value, str):
-            return None, TYPE, name, f"expected text, got {type(value).__name__}"
-        value = value.strip()
-        if not value and name != "input":
-            return None, EMPTY, name, "no text"
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            return None, BROKEN, name, "half of a surrogate pair"
-        if token := CONTROL_TOKEN.search(value):
-            return None, CONTROL, name, token[0]
-        clean[name] = value
-    return clean, None, None, None
-
-
-def format_report(report):
-    """The report of `read_rows` as text."""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
-    line = f"{report['source']}: {report['rows']:,} rows, {report['kept']:,} kept"
-    return "\n".join([line + (f"; dropped: {reasons}" if reasons else ""), *report["problems"]])
+    """The row's texts. Code keeps its indent in the answer. Raises Bad."""
+    object_of(row, *needed)
+    clean = {name: text_of(row, name, empty=name == "input", indented=name == "output") for name in needed}
+    if not blank(row.get("history")):
+        raise Bad(HISTORY, "history", f"{str(row['history'])[:40]}...")
+    return clean
 
 
 def split(rows, ratio, seed):
     """(training rows, held-out rows). Rows with the same instruction and input stay on one side, so nothing leaks."""
-    held = hold_out(((row["instruction"], row["input"]) for row in rows), ratio, seed)
-    sides = {True: [], False: []}
-    for row in rows:
-        sides[(row["instruction"], row["input"]) in held].append(row)
-    return sides[False], sides[True]
+    return split_by(rows, lambda row: (row["instruction"], row["input"]), ratio, seed)
 
 
 def load_splits(args):

@@ -15,20 +15,19 @@ import shutil
 from pathlib import Path
 
 from common.paths import command, data_dir, load_env
-from common.rows import hold_out
-from plan import format_reports, load_plan, mix
+from common.rows import format_report, hold_out, keep, read
+from plan import COLUMNS, format_reports, load_plan, mix
 from prompt import question_of
-from sources import clean, from_alpaca, normalise, read_local, write_jsonl
+from sources import clean, from_alpaca, normalise, write_jsonl
 
 HERE = Path(__file__).resolve().parent
 DEMO_PLAN = HERE / "sample" / "plan.yaml"
-EXAMPLES = 5  # of the rows that were dropped are described; the count says how many there are
 
 
 def read_rows(source=None):
     """The usable rows of a source, as dicts of four strings (instruction, input, output, source), and a report to print.
 
-    source: JSON, JSONL or Parquet, a folder of them, or a plan (.yaml), which is then mixed; None: what data.py writes.
+    source: JSON, JSONL, Parquet, CSV or .xlsx, a folder of such files, or a plan (.yaml), which is then mixed; None: what data.py writes.
     Raises SystemExit where the source cannot be read or no row is usable.
     """
     path = Path(source or data_dir() / "small.jsonl")
@@ -37,22 +36,21 @@ def read_rows(source=None):
         return rows, format_reports(reports)
     if not path.exists():
         raise SystemExit(f"{path}: no such file. Build it: {command('data.py', '--plan', 'small', '--out', path)}")
-    rows, problems = [], []
-    for where, row in read_local(path):
-        try:
-            instruction, extra, output = clean(row, from_alpaca)
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
-            continue
-        name = str(row.get("source") or "all")
-        rows.append({"instruction": instruction, "input": extra, "output": output, "source": name})
-    report = f"{path}: {len(rows):,} rows"
-    if problems:
-        first = "\n  ".join(problems[:EXAMPLES])
-        report = f"{path}: {len(problems):,} rows dropped, the first ones:\n  {first}\n{report}"
-    if not rows:
-        raise SystemExit(f"{report}\n{path}: no row with instruction, input and output that can be used.")
-    return rows, report
+    rows, report = keep(
+        read(path, COLUMNS, COLUMNS),
+        check,
+        path,
+        used={"instruction", "input", "output", "source", "history"},
+        key=lambda row: (normalise(question_of(row)), row["output"]),
+    )
+    return rows, format_report(report)
+
+
+def check(row):
+    """The row's texts, and which source it came from. Raises Bad."""
+    instruction, extra, output = clean(row, from_alpaca)
+    name = str(row.get("source") or "all")
+    return {"instruction": instruction, "input": extra, "output": output, "source": name}
 
 
 def split(rows, ratio, seed):

@@ -83,9 +83,6 @@ def answer(model, tokenizer, messages, args) -> str:
 
 def load(args):
     """(model, tokenizer, system prompt) of --adapter, after the checks that need no model."""
-    if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1 or args.repetition_penalty <= 0:
-        raise SystemExit("expected --max_new_tokens 1 or more, --temperature 0 or more, --top_p above 0 and up to 1, "
-                         "--repetition_penalty above 0.")  # fmt: skip
     run = models.open_run(args.adapter, args.model, needed=("system_prompt",))
     model, tokenizer = models.load_run(run, args)
     from transformers import set_seed

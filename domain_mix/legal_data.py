@@ -6,9 +6,9 @@ An article of a statute (第X条) by itself often makes no sense, so each row ca
     input        示例图书馆借阅条例 第二章 借阅
     output       读者每次可以借阅图书五册，借期三十日。……
 
-Question files: JSON, JSONL, CSV or .xlsx with a question and an answer column, perhaps one with context. Text may be
-UTF-8, UTF-16 or GB18030. What is wrong is listed by file and row; a row that cannot be used is left out, never mended. Two versions of a law, repeats, and
-questions with two answers are told apart in settle().
+Question files: JSON, JSONL, Parquet, CSV or .xlsx with a question and an answer column, perhaps one with context. Text may
+be UTF-8, UTF-16 or GB18030. What is wrong is listed by file and row; a row that cannot be used is left out, never mended.
+Two versions of a law, repeats, and questions with two answers are told apart in settle().
 
 Build:        python legal_data.py FOLDER --out law.jsonl
 Only check:   python legal_data.py FOLDER
@@ -19,13 +19,14 @@ Then mix it:  a source {format: alpaca, path: law.jsonl} in a plan of data.py
 import argparse
 import csv
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import statutes
 import versions
-from sources import normalise, read_list, write_jsonl
+from common.rows import MISSING, Bad, Unusable, checked, object_of, read_file, read_text, said, text_of
+from common.tables import find_columns
+from sources import normalise, write_jsonl
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = {
@@ -33,6 +34,7 @@ COLUMNS = {
     "answer": ("answer", "output", "response", "回答", "答案", "答复"),
     "context": ("context", "input", "basis", "依据", "法条", "背景"),
 }
+NEEDED = ("question", "answer")
 
 
 @dataclass(eq=False)
@@ -121,27 +123,11 @@ def date_text(date):
     return "-".join(f"{part:02}" for part in date)
 
 
-def decode(file) -> str:
-    """A text file in UTF-8, UTF-16 (with its mark) or GB18030. Raises ValueError with what to do."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16")
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError as error:
-            byte = error.start
-    raise ValueError(f"neither UTF-8 nor GB18030 (byte {byte}). Save it as UTF-8.")
-
-
 def read_statute(file):
     """(line number, row or what is wrong, its law) for each article of a statute."""
     try:
-        laws = statutes.read(decode(file), file.stem)
-    except ValueError as error:
+        laws = statutes.read(read_text(file), file.stem)
+    except Unusable as error:
         yield "", str(error)
         return
     for law in laws:
@@ -150,97 +136,32 @@ def read_statute(file):
         yield "", "no article: no line begins with 第X条"
 
 
-def read_csv(file):
-    try:
-        lines = csv.reader(io.StringIO(decode(file), newline=""))
-        yield from question_rows((lines.line_num, values) for values in lines)
-    except (ValueError, csv.Error) as error:
-        yield "", str(error)
-
-
-def read_xlsx(file):
-    """The first sheet of a workbook; its formulas as the values that Excel saved."""
-    import zipfile
-
-    from openpyxl import load_workbook
-    from openpyxl.utils.exceptions import InvalidFileException
-
-    try:
-        sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
-        yield from question_rows(enumerate(sheet.iter_rows(values_only=True), 1))
-    except (InvalidFileException, zipfile.BadZipFile, KeyError, OSError) as error:
-        yield "", f"not an .xlsx workbook: {error}"
-
-
 def read_questions(file):
-    """Objects of a JSON list or JSON lines."""
+    """(row number, row or what is wrong) of a file of questions and answers."""
+    place = None
     try:
-        text = decode(file).lstrip()
-        rows = read_list(file, io.StringIO(text[1:])) if text.startswith("[") else read_lines(text)
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict):
-                yield number, str(row) if isinstance(row, ValueError) else f"not an object but {type(row).__name__}"
-                continue
-            columns = find_columns(row)
-            yield number, question_row({name: row.get(column) for name, column in columns.items()}, columns)
-    except (ValueError, RecursionError, SystemExit) as error:  # the whole file is of no use; the others are still read
-        yield "", str(error).removeprefix(f"{file}: ")
+        for place, _, made in checked(read_file(file, COLUMNS, NEEDED), question_row):
+            sheet = f"sheet {place.sheet}: " if place.sheet else ""
+            if isinstance(made, Bad):
+                made = f"{sheet}{said(made).strip(', :')}"
+            yield place.number or "", f"{sheet}{made}" if isinstance(made, Unusable) else made
+        if place is None:
+            yield "", "no row in it"
+    except Unusable as why:  # the other files are still read
+        yield "", str(why)
 
 
-def read_lines(text):
-    for line in text.split("\n"):  # not splitlines: U+2028 may stand inside a string
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield ValueError(f"not JSON: {error}")
-
-
-def question_rows(numbered):
-    """Rows of a table whose first row has the names of the columns."""
-    columns = None
-    for number, values in numbered:
-        if not any(str(value).strip() for value in values if value is not None):
-            continue
-        if columns is None:
-            columns = find_columns([str(value or "") for value in values])
-            places = {name: [str(value or "") for value in values].index(column) for name, column in columns.items()}
-            if missing := {"question", "answer"} - set(columns):
-                yield number, missing_columns(missing, values)
-                return
-            continue
-        yield (
-            number,
-            question_row({name: values[at] if at < len(values) else None for name, at in places.items()}, columns),
-        )
-    if columns is None:
-        yield "", "no row in it"
-
-
-def find_columns(names):
-    """{question, answer, context: the column's own name}, as far as they are there; case and spaces do not matter."""
-    by_name = {normalise(str(name)): name for name in names}
-    found = {part: next((by_name[each] for each in known if each in by_name), None) for part, known in COLUMNS.items()}
-    return {part: name for part, name in found.items() if name is not None}
-
-
-def missing_columns(missing, found):
-    known = "; ".join(f"{part}: {', '.join(COLUMNS[part])}" for part in sorted(missing))
-    return f"no {' and no '.join(sorted(missing))} column. Names known: {known}. Found: {', '.join(map(str, found))}"
-
-
-def question_row(cells, columns):
-    """A row for training, or what is wrong with it."""
-    if missing := {"question", "answer"} - set(columns):
-        return missing_columns(missing, columns.values())
-    for part, value in cells.items():
-        if value is not None and not isinstance(value, str | int | float):
-            return f"column {columns[part]}: not text but {type(value).__name__}"
-    cells = {part: "" if value is None else str(value).strip() for part, value in cells.items()}
-    for part in ("question", "answer"):
-        if not cells[part]:
-            return f"column {columns[part]}: empty"
-    return {"instruction": cells["question"], "input": cells.get("context", ""), "output": cells["answer"]}
+def question_row(row):
+    """A row for training. Raises Bad."""
+    names, values = [str(name) for name in object_of(row, *NEEDED)], list(row.values())
+    try:
+        columns = find_columns(names, COLUMNS, NEEDED)
+    except Unusable as why:
+        raise Bad(MISSING, None, str(why)) from None
+    cells = {part: values[at] for part, at in columns.items()}
+    cells |= {part: str(value) for part, value in cells.items() if type(value) in (int, float)}
+    question, answer = text_of(cells, "question"), text_of(cells, "answer", indented=True)
+    return {"instruction": question, "input": text_of(cells, "context", empty=True), "output": answer}
 
 
 READERS = {
@@ -248,9 +169,15 @@ READERS = {
     ".md": read_statute,
     ".json": read_questions,
     ".jsonl": read_questions,
-    ".csv": read_csv,
-    ".xlsx": read_xlsx,
+    ".csv": read_questions,
+    ".xlsx": read_questions,
+    ".parquet": read_questions,
 }
+
+
+def as_text(cell):
+    """A cell that no spreadsheet takes for a formula: a file may be called =HYPERLINK(...)."""
+    return f"'{cell}" if str(cell).startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
 
 
 def main(argv=None):
@@ -281,7 +208,7 @@ def main(argv=None):
     if args.out:
         write_jsonl(rows, args.out)
         text = io.StringIO()
-        csv.writer(text).writerows([("file", "row", "problem"), *problems])
+        csv.writer(text).writerows([("file", "row", "problem"), *(map(as_text, row) for row in problems)])
         report.write_text(text.getvalue(), encoding="utf-8-sig")  # so that Excel reads the Chinese
         print(f"written: {args.out} and {report}")
 

@@ -15,9 +15,13 @@ from pathlib import Path
 
 from common.files import text_table
 from common.paths import data_dir
-from sources import ADAPTERS, clean, normalise, read_hub, read_local, write_jsonl
+from common.rows import Bad, Unusable, blank, checked, read, said
+from common.settings import read_yaml
+from sources import ADAPTERS, clean, normalise, read_hub, write_jsonl
 
 HERE = Path(__file__).resolve().parent
+COLUMNS = {name: (name,) for name in ("instruction", "output")}  # of a CSV file or a workbook
+CHANGING = ("system", "tools", "images")
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Report:
     more: bool = False  # the hub was read only until there was enough
     dropped: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
+    unused: dict = field(default_factory=dict)  # columns that would change what the answers mean -> rows
 
 
 def keyword_groups(groups):
@@ -71,19 +76,24 @@ def take(name, spec, quotas, seed, seen, progress=True):
     first = next(iter(reports.values()))
     heaps, known = {group: [] for group in quotas}, set()
 
-    def drop(why, where=None):
-        kind = why.split(":")[0]
+    def drop(kind, where=None):
         first.dropped[kind] = first.dropped.get(kind, 0) + 1
         if where and first.dropped[kind] == 1:  # the first of each kind is named
-            first.notes.append(f"{where}: {why}")
+            first.notes.append(f"{where}; row dropped: {kind}")
 
-    rows = read_local(spec["path"]) if local else read_hub(spec, seed)
-    for number, (where, row) in enumerate(tqdm(rows, desc=name, unit=" rows", disable=not progress)):
-        try:
-            instruction, extra, output = clean(row, adapt)
-        except ValueError as error:
-            drop(str(error), where)
+    rows = read(spec["path"], COLUMNS, COLUMNS) if local else read_hub(spec, seed)
+    rows = checked(tqdm(rows, desc=name, unit=" rows", disable=not progress), lambda row: clean(row, adapt))
+    for number, (where, raw, made) in enumerate(rows):
+        if isinstance(made, Unusable):
+            first.notes.append(f"{where}: {made}")
             continue
+        if isinstance(made, Bad):
+            drop(made.args[0], f"{where}{said(made)}")
+            continue
+        instruction, extra, output = made
+        for column in CHANGING:
+            if not blank(raw.get(column)):
+                first.unused[column] = first.unused.get(column, 0) + 1
         group = group_of(f"{instruction}\n{extra}")
         if group not in quotas:
             drop("no keyword")
@@ -115,31 +125,37 @@ def take(name, spec, quotas, seed, seen, progress=True):
 
 def load_plan(file, sources=()) -> dict:
     """A plan file, checked, with `sources` (NAME=PATH) put in. Raises SystemExit with the file and its key."""
-    import yaml
-
     file = Path(file)
     if not file.exists() and file.name == str(file) and not file.suffix:
         file = HERE / "plans" / f"{file}.yaml"
     try:
-        plan = yaml.safe_load(file.read_text(encoding="utf-8"))
+        plan = read_yaml(file)
     except OSError as error:
         raise SystemExit(f"{file}: {error.strerror}. Plans that come along: small, large.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SystemExit(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise SystemExit(f"{file}: {error}") from None
     keys = {"total": int, "seed": int, "ratios": dict, "sources": dict}
     if not isinstance(plan, dict) or set(plan) != set(keys):
         raise SystemExit(f"{file}: a plan has exactly the keys {', '.join(keys)}.")
     for key, kind in keys.items():
-        if type(plan[key]) is not kind or not plan[key] and key != "seed":
+        if type(plan[key]) is not kind or key != "seed" and (plan[key] <= 0 if kind is int else not plan[key]):
             raise SystemExit(f"{file}: {key} must be {'a whole number above 0' if kind is int else 'a mapping'}.")
     names = {}
     for name, spec in plan["sources"].items():
-        if not isinstance(spec, dict) or spec.get("format") not in ADAPTERS:
+        # What a source gives is kept in a file of its name.
+        if not re.fullmatch(r"\w[\w .-]*", str(name)) or len(str(name).encode()) > 200:
+            raise SystemExit(
+                f"{file}: sources: {str(name)[:60]!r} is not a name: letters, digits, blanks and _ . - only."
+            )
+        if not isinstance(spec, dict) or spec.get("format") not in list(ADAPTERS):
             raise SystemExit(f"{file}: sources: {name}: format must be one of {', '.join(ADAPTERS)}.")
         if unknown := set(spec) - {"format", "path", "hub", "config", "files", "split", "keywords"}:
             raise SystemExit(f"{file}: sources: {name}: unknown key {sorted(unknown)[0]!r}.")
         if "path" not in spec and "hub" not in spec:
             raise SystemExit(f"{file}: sources: {name}: needs a path or a hub.")
+        for key in {"path", "hub", "config", "split"} & set(spec):
+            if not isinstance(spec[key], str):
+                raise SystemExit(f"{file}: sources: {name}: {key} must be text.")
         if "path" in spec:
             spec["path"] = str(find_file(spec["path"], file.parent))
         groups = spec.get("keywords", {None: ["any"]})
@@ -217,8 +233,9 @@ def mix(plan, allow_short=False, parts=None, progress=True):
         rows += taken
         reports += made
     short = [f"{report.name} has {report.available:,} of {report.asked:,}" for report in reports if short_of(report)]
-    if short and not allow_short:
+    if short and not allow_short or not rows:
         print(format_reports(reports))
+    if short and not allow_short:
         raise SystemExit(
             f"too few rows: {'; '.join(short)}. Lower the total or the ratio in the plan, give more data with --source, "
             "or take what there is with --allow_short."
@@ -266,6 +283,9 @@ def format_reports(reports) -> str:
         if report.dropped:
             why = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
             lines.append(f"{report.name.split('/')[0]}: dropped {why}")
+        if report.unused:
+            unused = ", ".join(f"{column} (in {count:,} rows)" for column, count in report.unused.items())
+            lines.append(f"{report.name.split('/')[0]}: columns not used: {unused}")
         lines += [f"  {note}" for note in report.notes]
     if any(short_of(report) for report in reports):
         ratios = ", ".join(f"{report.name} {report.taken / total:.4f}" for report in reports)

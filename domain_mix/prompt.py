@@ -44,7 +44,7 @@ def prompt_ids(tokenizer, rows, template=TEMPLATE) -> list[list[int]]:
 
 def answer_ids(tokenizer, rows) -> list[list[int]]:
     """Token ids of each row's answer and the end token, without which the model never learns to stop."""
-    return [answer + [tokenizer.eos_token_id] for answer in ids_of(tokenizer, [row["output"].strip() for row in rows])]
+    return [answer + [tokenizer.eos_token_id] for answer in ids_of(tokenizer, [row["output"] for row in rows])]
 
 
 def encode(tokenizer, rows, template=TEMPLATE):

@@ -1,22 +1,25 @@
-"""Each kind of source as rows of instruction, input and output: four schemas, three file formats, and the hub.
+"""Each kind of source as rows of instruction, input and output: four schemas, local files and the hub.
 
-Files are read in pieces, a row at a time: a source may be larger than the memory. What cannot be used is said, with the
-file and the row, and never mended.
+Rows come one at a time: a source may be larger than the memory. What cannot be used is said, with the file and the row,
+and never mended.
 """
 
 import json
-import re
 import unicodedata
 from html.parser import HTMLParser
-from pathlib import Path
 
-# From each source's schema to (instruction, input, output). What cannot be used is said by a ValueError.
+from common.rows import MISSING, TYPE, Bad, Place, blank, clean_text, object_of, text_of
+
+HISTORY = "needs its history"  # "And then?" makes no sense without the turns before it, and rows here have one turn
+
+# From each source's schema to (instruction, input, output). What cannot be used is said by a Bad.
 
 
 def from_alpaca(row):
     """{"instruction", "input" (may be absent or null), "output"}, as in my_dataset.json."""
-    extra = row.get("input")
-    return text_of(row, "instruction"), text_of(row, "input") if extra is not None else "", text_of(row, "output")
+    if not blank(row.get("history")):
+        raise Bad(HISTORY, "history", f"{str(row['history'])[:40]}...")
+    return text_of(row, "instruction"), text_of(row, "input", empty=True), text_of(row, "output", indented=True)
 
 
 def from_slimorca(row):
@@ -26,10 +29,10 @@ def from_slimorca(row):
     """
     turns = row.get("conversations")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError("conversations is not a list of turns")
+        raise Bad(TYPE if turns else MISSING, "conversations", f"not a list of turns; columns: {columns_of(row)}")
     turns = [turn for turn in turns if turn.get("from") != "system"]
     if [turn.get("from") for turn in turns[:2]] != ["human", "gpt"]:
-        raise ValueError("conversations does not begin with human and gpt")
+        raise Bad("other turns", "conversations", "does not begin with human and gpt")
     return text_of(turns[0], "value"), "", text_of(turns[1], "value")
 
 
@@ -37,7 +40,7 @@ def from_pubmedqa(row):
     """{"question", "context": {"contexts": [...]} or "contexts": [...], "long_answer"}: the abstract is the input."""
     contexts = row["context"].get("contexts") if isinstance(row.get("context"), dict) else row.get("contexts")
     if not isinstance(contexts, list) or not all(isinstance(part, str) for part in contexts):
-        raise ValueError("contexts is not a list of texts")
+        raise Bad(TYPE if contexts else MISSING, "contexts", f"not a list of texts; columns: {columns_of(row)}")
     return text_of(row, "question"), "\n".join(contexts), text_of(row, "long_answer")
 
 
@@ -45,11 +48,11 @@ def from_stackexchange(row):
     """{"question": HTML, "answers": [{"text": HTML, "pm_score", "selected"}]}: the best-scored answer."""
     answers = row.get("answers")
     if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
-        raise ValueError("answers is not a list")
+        raise Bad(TYPE if answers else MISSING, "answers", f"not a list; columns: {columns_of(row)}")
     if not answers:
-        raise ValueError("no answer")
+        raise Bad("no answer", "answers", "empty")
     if not all(isinstance(answer.get("pm_score"), int | float) for answer in answers):
-        raise ValueError("an answer's pm_score is not a number")
+        raise Bad(TYPE, "answers", "a pm_score is not a number")
     best = max(answers, key=lambda answer: (answer["pm_score"], bool(answer.get("selected"))))
     return html_to_text(text_of(row, "question")), "", html_to_text(text_of(best, "text"))
 
@@ -62,26 +65,18 @@ ADAPTERS = {
 }
 
 
-def text_of(row, name):
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {'missing' if value is None else 'not text'}")
-    return value
+def columns_of(row):
+    return ", ".join(map(str, row)) or "none"
 
 
 def clean(row, adapt):
-    """(instruction, input, output), stripped, of a row as it was read. Raises ValueError where it cannot be used.
+    """(instruction, input, output) of a row as it was read, without blanks around them; code keeps its indent in the output.
 
-    adapt: one of ADAPTERS. row: anything that a reader below yields, also the ValueError of a line that is no JSON.
+    adapt: one of ADAPTERS. Raises Bad where the row cannot be used.
     """
-    if isinstance(row, ValueError):
-        raise row
-    if not isinstance(row, dict):
-        raise ValueError(f"not an object but {type(row).__name__}")
-    instruction, extra, output = (text.strip() for text in adapt(row))
-    if not instruction or not output:
-        raise ValueError("empty output" if instruction else "empty instruction")
-    return instruction, extra, output
+    instruction, extra, output = adapt(object_of(row, "the columns of its format"))
+    texts = clean_text(instruction, "instruction"), clean_text(extra, "input", empty=True)
+    return *texts, clean_text(output, "output", indented=True)
 
 
 def normalise(text: str) -> str:
@@ -160,88 +155,6 @@ def html_to_text(html: str) -> str:
 # Reading
 
 
-def read_local(path):
-    """(where, row) of a JSON, JSONL or Parquet file, or of a folder of them in the order of their names.
-
-    Whether JSON is a list or a row a line is told by the content, not by the name. A row that is no JSON comes as the
-    ValueError that says why; a file that cannot be read at all raises SystemExit.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".json", ".jsonl", ".parquet"))
-        if not files:
-            raise SystemExit(f"{path}: no .json, .jsonl or .parquet file in this folder.")
-    elif path.is_file():
-        files = [path]
-    else:
-        raise SystemExit(f"{path}: no such file or folder.")
-    for file in files:
-        rows = read_parquet(file) if file.suffix.lower() == ".parquet" else read_json(file)
-        for number, row in enumerate(rows, 1):
-            yield f"{file}: row {number}", row
-
-
-def read_parquet(file):
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        for batch in parquet.ParquetFile(file).iter_batches(1000):
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise SystemExit(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-
-
-def read_json(file):
-    """Rows of a JSON list or of JSON lines. The file is read in pieces: it may be larger than the memory."""
-    try:
-        with open(file, encoding="utf-8-sig") as source:
-            head = source.read(1)
-            while head.isspace():
-                head = source.read(1)
-            if head == "[":
-                yield from read_list(file, source)
-            else:
-                source.seek(0)
-                for line in source:
-                    if line.strip():
-                        try:
-                            yield json.loads(line)
-                        except ValueError as error:
-                            yield ValueError(f"not JSON: {error}")
-    except UnicodeDecodeError as error:
-        raise SystemExit(f"{file}: not UTF-8 (byte {error.start} of a block). Save it as UTF-8.") from None
-    except OSError as error:
-        raise SystemExit(f"{file}: {error.strerror}.") from None
-
-
-def read_list(file, source, size=1 << 20):
-    """The items of a JSON list whose [ was read already."""
-    decode, text, at, count = json.JSONDecoder().raw_decode, "", 0, 0
-    skip = re.compile(r"[\s,]*")
-    while True:
-        at = skip.match(text, at).end()
-        if at < len(text) and text[at] == "]":
-            return
-        item = None
-        if at < len(text):
-            try:
-                item, end = decode(text, at)
-            except ValueError as error:
-                reason = error
-            else:
-                if end < len(text):  # a number at the very end could go on in the next piece
-                    count, at = count + 1, end
-                    yield item
-                    continue
-        more = source.read(size)
-        if not more:
-            said = "ends in the middle of the list" if at >= len(text) or item else f"not JSON: {reason}"
-            raise SystemExit(f"{file}: {said}, after {count:,} rows. Was the file cut off?")
-        text, at = text[at:] + more, 0
-        size = max(size, len(text))  # a long item is not tried again for each small piece
-
-
 def read_hub(spec, seed):
     """Rows of a data set on the hub, in an order shuffled by `seed`, as they arrive."""
     from datasets import load_dataset
@@ -249,7 +162,7 @@ def read_hub(spec, seed):
     options = {"name": spec.get("config"), "data_files": spec.get("files"), "split": spec.get("split", "train")}
     stream = load_dataset(spec["hub"], streaming=True, **options).shuffle(seed=seed, buffer_size=10_000)
     for number, row in enumerate(stream, 1):
-        yield f"{spec['hub']}: row {number}", row
+        yield Place(spec["hub"], number), row
 
 
 def write_jsonl(rows, out):

@@ -9,6 +9,7 @@ import io
 import os
 import warnings
 import zipfile
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,6 +61,7 @@ FORMATS = {
 }
 HIGH = 5
 ROW = np.dtype([("user", np.int64), ("item", np.int64), ("value", np.float32), ("time", np.float64)])
+MOST_UNPACKED = 4e9  # bytes of a zip file's files
 PUBLISHED = (100_000, 943, 1682)  # ml-100k's ratings, users, films
 
 
@@ -78,11 +80,11 @@ def _opened(source: Path):
         raise SystemExit(f"{source}: no such file or folder. Give MovieLens as --data, or nothing: a synthetic set.")
     if source.suffix.lower() == ".zip":
         try:
-            archive = zipfile.ZipFile(source)
-        except zipfile.BadZipFile:
-            raise SystemExit(f"{source}: not a complete zip file. Download it again.") from None
-        with archive:
-            yield {Path(name).name: partial(archive.open, name) for name in archive.namelist()}
+            with zipfile.ZipFile(source) as archive:
+                yield _zipped(archive, source)
+        # Damage shows when a file is opened or read: a wrong sum, a password, a method that Python does not know.
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError):
+            raise SystemExit(f"{source}: not a complete zip file, or locked. Download it again.") from None
         return
     found = [*source.glob("*"), *source.glob("*/*")] if source.is_dir() else [*source.parent.glob("*")]
     sets = [path for path in found if path.name in FORMATS]
@@ -103,6 +105,19 @@ def _opened(source: Path):
         files = {name: opened for name, opened in files.items() if name not in FORMATS}
         files[names[0]] = partial(source.open, "rb")
     yield files
+
+
+def _zipped(archive, source):
+    """name -> a function that opens the file of that name, of the one set in a zip file."""
+    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+    sets = [name for name in names if Path(name).name in FORMATS]
+    if len(sets) > 1:
+        raise SystemExit(f"{source} holds several sets: {', '.join(sorted(sets))}. Unpack it and give one of them as --data.")
+    size = sum(archive.getinfo(name).file_size for name in names)
+    if size > MOST_UNPACKED:
+        raise SystemExit(f"{source}: unpacks to {size / 1e9:,.1f} GB; MovieLens's largest set has 1.1. Is it really one?")
+    folder = Path(sets[0]).parent if sets else None
+    return {Path(name).name: partial(archive.open, name) for name in names if Path(name).parent == folder}
 
 
 def read_ratings(source: Path) -> Ratings:
@@ -226,7 +241,7 @@ def _titles(files, name) -> dict[int, str]:
     with files[name]() as raw:
         text = io.TextIOWrapper(raw, encoding=encoding, errors="replace", newline="")
         rows = csv.reader(text) if separator == "," else (line.rstrip("\r\n").split(separator) for line in text)
-        return {int(row[0]): row[1] for row in rows if len(row) > 1 and row[0].isdigit()}
+        return {int(row[0]): row[1] for row in rows if len(row) > 1 and row[0].isdecimal()}
 
 
 GENRES = ("western", "comedy", "horror", "drama", "space", "heist")

@@ -3,7 +3,7 @@
 The Chinese medical dialogue set is one folder a department, each with CSV files that people saved in whatever their
 program offered: GB18030 here, UTF-8 with a byte-order mark there, `ask` in one header and `问题` in the next. A reader
 that expects one encoding loses a whole department; one that replaces bad bytes trains the model on them. This one
-reads what can be read (csv_bytes.py), drops the rest for a named reason, and says where (file, line, column) it did so.
+reads what can be read (common/tables.py), drops the rest for a named reason, and says where (file, line, column) it did so.
 
     python data.py --check FOLDER                  a table: file, encoding, rows, kept, dropped by reason
     python data.py FOLDER --out prepared.jsonl     the same, and the prepared rows, one JSON object a line
@@ -20,10 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-from csv_bytes import MISFIT, UNCLOSED, UNDECODABLE, Unusable, read_blocks
-
 from common.files import new_file, text_table
 from common.paths import data_dir, load_env
+from common.rows import CONTROL, CONTROL_TOKEN, EMPTY, EXAMPLES, Bad, Place, drop
+from common.tables import MISFIT, UNCLOSED, UNDECODABLE, Unusable, csv_blocks
 
 # A column is known by any of these names, in any case; where a file has two of them, the one listed first counts.
 COLUMNS = {
@@ -34,8 +34,8 @@ COLUMNS = {
 }
 OUTPUT = ("question", "answer", "department")
 # A row is dropped for the first of these that is true of it.
-EMPTY, LONG, BOILERPLATE, DUPLICATE = "empty", "too long", "boilerplate", "duplicate"
-REASONS = (MISFIT, UNCLOSED, UNDECODABLE, EMPTY, LONG, BOILERPLATE, DUPLICATE)
+LONG, BOILERPLATE, DUPLICATE = "too long", "boilerplate", "duplicate"
+REASONS = (MISFIT, UNCLOSED, UNDECODABLE, EMPTY, LONG, CONTROL, BOILERPLATE, DUPLICATE)
 
 IGNORED = r"[\pZ\pP\pC]+"  # blanks, punctuation, control characters: questions that differ in these alone are one
 
@@ -111,19 +111,26 @@ def read_file(path, root, max_chars):
     import pyarrow as pa
 
     name, folder = path.relative_to(root).as_posix(), path.absolute().parent.name
-    report = dict(file=name, encoding="-", rows=0, kept=0, dropped=Counter(), problems=[])
+    report = dict(file=name, encoding="-", rows=0, kept=0, dropped=Counter(), problems=[], what="row")
     parts = [pa.schema([*((column, pa.string()) for column in OUTPUT), ("key", pa.int64())]).empty_table()]
     try:
-        for table in read_blocks(path, COLUMNS, ("question", "answer"), report):
-            parts.append(prepare(table, folder, max_chars, report["dropped"]))
+        for table in csv_blocks(path, COLUMNS, ("question", "answer"), report):
+            parts.append(prepare(table, folder, max_chars, report))
+        for line, *bad in report["bad"]:
+            drop(report, Place(name, line), Bad(*bad))
+        for reason in (MISFIT, UNCLOSED, UNDECODABLE):
+            if (more := report["dropped"][reason] - EXAMPLES) > 0:
+                report["problems"].append(f"{name}: {more:,} more rows dropped: {reason}")
     except Unusable as why:
         report.update(rows=0, dropped=Counter(), problems=[f"{name}: {why}"])
         del parts[1:]
+    for work in ("bad", "lines", "angles"):
+        report.pop(work, None)
     return pa.concat_tables(parts), report
 
 
-def prepare(table, folder, max_chars, dropped):
-    """Parsed rows -> the table of OUTPUT and key of those that pass the filters; counts the others in `dropped`."""
+def prepare(table, folder, max_chars, report):
+    """Parsed rows -> the table of OUTPUT and key of those that pass the filters; counts the others in report["dropped"]."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -139,12 +146,28 @@ def prepare(table, folder, max_chars, dropped):
     for reason, bad in {
         EMPTY: np.minimum(*lengths) == 0,
         LONG: np.maximum(*lengths) > max_chars,
+        CONTROL: holds_token(text, report["angles"]),
         BOILERPLATE: pc.match_substring_regex(text["answer"], NOTHING_ELSE, ignore_case=True).to_numpy(),
     }.items():
-        dropped[reason] += np.count_nonzero(keep & bad)
+        report["dropped"][reason] += np.count_nonzero(keep & bad)
         keep &= ~bad
     table = pa.table({column: text[column] for column in OUTPUT}).filter(pa.array(keep))
     return table.append_column("key", pa.array(text_keys(table["answer"])))
+
+
+def holds_token(text, angles):
+    """-> boolean array: True for a row with a control token, which ends a turn or a text wherever it stands.
+
+    angles: whether the file has a "<" at all; most have none, and are done with.
+    """
+    import numpy as np
+    import pyarrow.compute as pc
+
+    found = np.zeros(len(text["answer"]), bool)
+    for column in ("question", "answer") if angles else ():
+        if pc.any(pc.match_substring(text[column], "<|")).as_py():
+            found |= pc.match_substring_regex(text[column], CONTROL_TOKEN.pattern).to_numpy()
+    return found
 
 
 def normalise(column):

@@ -11,20 +11,19 @@ DATA: a folder with train.jsonl and test.jsonl (or Parquet), one JSONL file, or 
 import argparse
 import random
 import re
-from collections import Counter
 from pathlib import Path
 
 from common.files import new_file, write_lines
 from common.paths import load_env
-from common.rows import default_source, text_fault
+from common.rows import Bad, default_source, hold_out, keep, object_of, text_of
+from common.rows import format_report as format_rows
 from common.rows import read_splits as read_raw
+from common.settings import in_range
 from prompt import conversation, ideal, prompt_ids
 from rewards import TAGS, normalise, self_test, value
 
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
-EXAMPLES = 10  # problems described; the counts say how many there are
-# <|im_end|> inside a question would end the turn in the middle of it: tokenizers take the text for the token.
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+USED = {"question", "answer"}
 NGRAM = 8  # words in a row that two different problems seldom share
 
 
@@ -44,60 +43,38 @@ def gold_of(answer):
 def read_splits(source=None):
     """(training rows, test rows, report): dicts with question, answer (as it was) and gold.
 
-    A source of one file only is split: every tenth question, in an order of its own, is for the test.
+    A source of one file only is split: every tenth question, in an order of its own, is for the test. Report: source, splits
+    (name -> the report of common.rows.keep), kept (name -> rows), overlap.
     Raises SystemExit where nothing can be read or no row is usable.
     """
     source = str(source or default_source(HUB_NAME))
-    splits = read_raw(source, HUB_CONFIG if source == HUB_NAME else None, needed=["train"])
-    report = {"source": source, "dropped": Counter(), "problems": []}
-    rows = {name: clean(raw, name, report) for name, raw in splits.items()}
-    report |= {"read": {name: len(raw) for name, raw in splits.items()}}
-    if not rows["train"]:
-        raise SystemExit(f"{format_report(report)}\n{source}: no usable row in it.")
+    found = read_raw(source, HUB_CONFIG if source == HUB_NAME else None, needed=["train"])
+    rows, report = {}, {"source": source, "splits": {}}
+    for name, raw in found.items():
+        rows[name], report["splits"][name] = keep(
+            raw, check, f"{source}: {name}", used=USED, key=lambda row: (row["question"], row["gold"])
+        )
     if "test" not in rows:
-        asked = sorted({row["question"] for row in rows["train"]})
-        random.Random(0).shuffle(asked)
-        held = set(asked[: max(1, len(asked) // 10)])
+        questions = sorted({row["question"] for row in rows["train"]})
+        held = hold_out(questions, 0.1, 0)
         rows["test"] = [row for row in rows["train"] if row["question"] in held]
         rows["train"] = [row for row in rows["train"] if row["question"] not in held]
-        if not rows["train"]:
-            raise SystemExit(f"{source}: one question only. One to train on and one to hold out are needed at least.")
     report["kept"] = {name: len(kept) for name, kept in rows.items()}
     report["overlap"] = overlap(rows["train"], rows["test"])
     return rows["train"], rows["test"], report
 
 
-def clean(raw, split, report):
-    """The usable rows of a split; what is wrong with the others goes into the report."""
-    rows = []
-    for number, row in enumerate(raw, 1):
-        reason, found = check(row)
-        if reason is None:
-            texts = {name: row[name].strip() for name in ("question", "answer")}
-            rows.append(texts | {"gold": gold_of(texts["answer"])})
-            continue
-        report["dropped"][reason] += 1
-        if report["dropped"][reason] <= EXAMPLES:
-            where = f"{report['source']}: {split} row {number}"
-            report["problems"].append(f"{where}: {found}; row dropped: {reason}")
-    return rows
-
-
 def check(row):
-    """(reason or None, what was found) of one raw row."""
-    if not isinstance(row, dict):
-        return "wrong type", f"expected an object with question and answer, got {type(row).__name__}"
-    for name in ("question", "answer"):
-        if fault := text_fault(row, name):
-            return fault
-        if token := CONTROL_TOKEN.search(row[name]):
-            return "control token", f"column {name}: {token[0]}"
-    if (gold := gold_of(row["answer"])) is None:
-        return "no gold", f"column answer: expected one '#### number', it ends with {row['answer'].strip()[-30:]!r}"
-    best = ideal({"answer": row["answer"], "gold": gold})
+    """The row's question, answer and gold. Raises Bad."""
+    object_of(row, "question", "answer")
+    clean = {name: text_of(row, name) for name in ("question", "answer")}
+    clean["gold"] = gold = gold_of(clean["answer"])
+    if gold is None:
+        raise Bad("no gold", "answer", f"expected one '#### number', it ends with {clean['answer'][-30:]!r}")
+    best = ideal(clean)
     if tags := [tag for tag in TAGS if best.count(tag) != 1]:
-        return "tag of the form", f"column answer: {tags[0]}, so its own solution could not earn all"
-    return None, None
+        raise Bad("tag of the form", "answer", f"{tags[0]}, so its own solution could not earn all")
+    return clean
 
 
 def overlap(train, test):
@@ -113,16 +90,12 @@ def overlap(train, test):
 
 def format_report(report):
     """The report of `read_splits` as text."""
-    lines = [report["source"] + ": " + ", ".join(f"{count:,} {name} rows" for name, count in report["read"].items())]
-    if report["dropped"]:
-        lines[0] += "; dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
-    if "kept" in report:
-        kept = report["kept"]
-        lines.append(
-            f"{kept['train']:,} to train on, {kept['test']:,} to test; {report['overlap']:,} test questions "
-            f"share {NGRAM} words in a row with a training question"
-        )
-    return "\n".join(lines + report["problems"])
+    kept = report["kept"]
+    total = (
+        f"{kept['train']:,} to train on, {kept['test']:,} to test; {report['overlap']:,} test questions "
+        f"share {NGRAM} words in a row with a training question"
+    )
+    return "\n".join([*map(format_rows, report["splits"].values()), total])
 
 
 def load_splits(args):
@@ -229,16 +202,19 @@ def main(argv=None):
     )
     parser.add_argument("--check", metavar="DATA", nargs="?", help="what to read (default: as train.py without --data)")
     parser.add_argument(
-        "--arithmetic", type=int, metavar="N", help="make N training problems, and a third for the test"
+        "--arithmetic",
+        type=in_range("arithmetic"),
+        metavar="N",
+        help="make N training problems, and a third for the test",
     )
     parser.add_argument("--level", type=int, choices=LEVELS, default=1, help="1 to 3: how hard they are (1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing (0)")
+    parser.add_argument("--seed", type=in_range("seed"), default=0, help="of the drawing (0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the made problems go")
     args = parser.parse_args(argv)
     load_env()
     if args.arithmetic:
-        if args.arithmetic < 1 or not args.out:
-            raise SystemExit("--arithmetic takes a number of problems and needs --out DIR.")
+        if not args.out:
+            raise SystemExit("--arithmetic needs --out DIR.")
         return write_arithmetic(args.out, args.arithmetic, args.level, args.seed)
     train, test, report = read_splits(args.check)
     print(format_report(report))

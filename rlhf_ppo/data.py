@@ -3,7 +3,8 @@
     python data.py --check FILE                    what is in it, what is wrong with it and where
     python data.py --check FILE --out clean.jsonl  the same, and the pairs that are kept, one JSON object a line
 
-FILE: JSON (a list), JSONL (an object a line), Parquet, a folder of `datasets` (save_to_disk), or a name on the hub.
+FILE: JSON (a list), JSONL (an object a line), Parquet, CSV or .xlsx, a folder with such files of one set or of `datasets`
+(save_to_disk), or a name on the hub.
 JSON and JSONL are told apart by what is in the file, whatever it is called. Layouts that are understood:
 
     prompt: text or messages            chosen, rejected: text, a message, or messages
@@ -26,12 +27,11 @@ from pathlib import Path
 from common.cli import arg
 from common.files import new_file, write_lines
 from common.paths import load_env
-from common.rows import default_source, hold_out, read
+from common.rows import default_source, format_report, keep, read, split_by
 from prompt import encode, prompt_ids
-from sources import PROMPT_COLUMNS, Bad, blank, parse_pair, used_columns
+from sources import parse_pair, used_columns
 
 HUB_NAME = "trl-lib/ultrafeedback_binarized"  # what is read where no --data and no local folder is
-EXAMPLES = 10  # problems described for each reason; the counts say how many, these say where to look
 
 
 @dataclass
@@ -51,80 +51,43 @@ class DataArgs:
 
 
 def read_rows(source=None):
-    """The usable pairs of a source, as dicts of `parse_pair`, and a report.
+    """The usable pairs of a source, as dicts of `parse_pair`, and the report of common.rows.keep.
 
     source: see the module's docstring; None: RLHF_PPO_DATA_DIR or DATA_DIR/rlhf_ppo if it exists, else the hub.
-    Report: source, rows, kept, dropped (reason -> count), problems (text), unused (column -> kept pairs that hold something
-    there), notes (text: what is kept and should be known).
     Raises SystemExit where the source cannot be read or no pair is usable.
     """
     source = str(source or default_source(HUB_NAME))
-    raw, pairs, numbers = list(read(source, "pairs")), [], []
-    dropped, problems, unused = Counter(), [], Counter()
-    columns = {name for row in raw if isinstance(row, dict) for name in row}
-    found = f"Columns found: {', '.join(sorted(map(str, columns)))}."
-    lists = any(isinstance(row, dict) and isinstance(row.get("output"), list) for row in raw)
-    for name in ("chosen", "rejected"):
-        if raw and columns and name not in columns and not lists:
-            raise SystemExit(f"{source}: no column {name!r}. {found}")
-    for number, row in enumerate(raw, 1):
-        try:
-            pairs.append(parse_pair(row))
-            numbers.append(number)
-            used = used_columns(row)
-            unused.update(name for name in row if name not in used and not blank(row[name]))
-        except Bad as bad:
-            reason, column, what = bad.args
-            dropped[reason] += 1
-            if dropped[reason] <= EXAMPLES:
-                where = f", column {column}" if column else ""
-                problems.append(f"{source}: row {number}{where}: {what}; pair dropped: {reason}")
-    report = dict(source=source, rows=len(raw), kept=len(pairs), dropped=dropped, problems=problems, unused=unused)
-    report["notes"] = notes_of(pairs, numbers)
-    if not pairs:
-        wanted = "" if columns & set(PROMPT_COLUMNS) else f" A prompt is in one of {', '.join(PROMPT_COLUMNS)}."
-        raise SystemExit(f"{format_report(report)}\n{source}: no usable pair in it. {found}{wanted}")
+    names = {name: (name,) for name in ("chosen", "rejected")}
+    pairs, report = keep(read(source, names, names), parse_pair, source, "pair", used_columns, needed=names)
+    report["notes"] += notes_of(pairs, report["places"])
     return pairs, report
 
 
-def notes_of(pairs, numbers):
+def notes_of(pairs, places):
     """What no single row shows: pairs that contradict or repeat another one, and answers that begin with their question.
 
     All are kept. People do disagree, and of two pairs that contradict each other a reward model ranks only one rightly.
     """
     first, contrary, repeated, echoes = {}, [], [], []
-    for number, pair in zip(numbers, pairs, strict=True):
+    for place, pair in zip(places, pairs, strict=True):
         prompt, chosen, rejected = key_of(pair["prompt"]), pair["chosen"], pair["rejected"]
         if (prompt, rejected, chosen) in first:
-            contrary.append((number, first[prompt, rejected, chosen]))
-        if first.setdefault((prompt, chosen, rejected), number) != number:
-            repeated.append((number, first[prompt, chosen, rejected]))
+            contrary.append((place, first[prompt, rejected, chosen]))
+        if first.setdefault((prompt, chosen, rejected), place) != place:
+            repeated.append((place, first[prompt, chosen, rejected]))
         question = pair["prompt"][-1]["content"]
         if chosen.startswith(question) and rejected.startswith(question):
-            echoes.append((number,))
+            echoes.append((place,))
     kinds = (
         (contrary, "contradict an earlier one: the same prompt, the sides swapped"),
         (repeated, "repeat an earlier one"),
         (echoes, "have their prompt's text again at the start of both answers, which is not taken off"),
     )
     return [
-        f"{len(found):,} pairs {what} (the first: row {' and row '.join(map(str, found[0]))})"
+        f"{len(found):,} pairs {what} (the first: {' and '.join(place.inside for place in found[0])})"
         for found, what in kinds
         if found
     ]
-
-
-def format_report(report):
-    """The report of `read_rows` as text."""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
-    line = f"{report['source']}: {report['rows']:,} pairs, {report['kept']:,} kept"
-    lines = [line + (f"; dropped: {reasons}" if reasons else ""), *report["notes"]]
-    unused = [f"{name} (in {count:,} pairs)" for name, count in report["unused"].most_common(EXAMPLES)]
-    if unused:
-        more = len(report["unused"]) - len(unused)
-        lines.append(f"columns not used: {', '.join(unused)}" + (f" and {more:,} more" if more else ""))
-    text = "\n".join([*lines, *report["problems"]])
-    return text.encode("utf-8", "backslashreplace").decode()  # a name may hold half of a surrogate pair
 
 
 def key_of(messages):
@@ -133,11 +96,7 @@ def key_of(messages):
 
 def split(pairs, ratio, seed):
     """(training pairs, held-out pairs). Pairs with the same prompt stay on one side, so nothing leaks."""
-    held = hold_out((key_of(pair["prompt"]) for pair in pairs), ratio, seed)
-    sides = {True: [], False: []}
-    for pair in pairs:
-        sides[key_of(pair["prompt"]) in held].append(pair)
-    return sides[False], sides[True]
+    return split_by(pairs, lambda pair: key_of(pair["prompt"]), ratio, seed)
 
 
 def load_splits(args):

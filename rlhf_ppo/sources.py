@@ -5,8 +5,9 @@ What cannot be used is said by `Bad`, with the column, and never mended by a gue
 
 import re
 
-# A pair is dropped for the first of these that is true of it.
-MISSING, TYPE, EMPTY, BROKEN, CONTROL = "missing", "wrong type", "empty", "broken characters", "control token"
+from common.rows import EMPTY, MISSING, TYPE, Bad, blank, clean_text, object_of
+
+# A pair is dropped for the first of these that is true of it, or for one of common.rows'.
 ROLE, ORDER, DIFFER, TWO = "unknown role", "roles do not alternate", "conversations differ", "two system texts"
 EQUAL, NO_QUESTION, NO_ANSWER = "equal sides", "prompt does not end with the user", "no answer at the end"
 
@@ -14,29 +15,14 @@ PROMPT_COLUMNS = ("prompt", "conversations", "messages", "instruction", "questio
 EARLIER = {"system": str, "history": list}  # these become turns before the prompt's, if they are of this type
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
-# <|im_end|> inside a text would end a turn in the middle of it: tokenizers take the text for the token.
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 SPEAKER = re.compile(r"(?:^|\r?\n\r?\n)(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-
-
-class Bad(Exception):
-    """A pair that cannot be used: (reason, column or None, what was found)."""
 
 
 def text_of(value, column):
     if not isinstance(value, str):
         raise Bad(MISSING if value is None else TYPE, column, f"expected text, got {type(value).__name__}")
-    value = value.strip()
-    if not value:
-        raise Bad(EMPTY, column, "no text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Bad(BROKEN, column, "half of a surrogate pair") from None
-    if token := CONTROL_TOKEN.search(value):
-        raise Bad(CONTROL, column, token[0])
-    return value
+    return clean_text(value, column)
 
 
 def first_of(turn, *names):
@@ -89,11 +75,6 @@ def joined(talk, more):
         return more
     shared = range(min(len(talk), len(more)), 0, -1)
     return talk + more[next((n for n in shared if same(talk[-n:], more[:n])), 0) :]
-
-
-def blank(value):
-    """Whether a column holds nothing in a row: sets that were put together have columns of each other's."""
-    return value is None or value in ([], {}) or isinstance(value, str) and not value.strip()
 
 
 def prompt_column(row):
@@ -161,8 +142,7 @@ def parse_pair(row):
 
     The prompt is a system turn or none, then user, assistant, ..., user.
     """
-    if not isinstance(row, dict):
-        raise Bad(TYPE, None, f"expected an object with prompt, chosen, rejected, got {type(row).__name__}")
+    object_of(row, "prompt", "chosen", "rejected")
     column, prompt = prompt_of(row)
     sides = raw_sides(row)
     (before, chosen), (other, rejected) = (side_of(value, name, prompt) for name, value in sides)
@@ -181,7 +161,7 @@ def parse_pair(row):
     if len(systems) > 1:
         raise Bad(TWO, column, "the row's system texts differ")
     if not talk:
-        raise Bad(MISSING, PROMPT_COLUMNS[0], "no prompt")
+        raise Bad(MISSING, PROMPT_COLUMNS[0], f"no prompt. A prompt is in one of {', '.join(PROMPT_COLUMNS)}")
     if talk[-1]["role"] != "user":
         raise Bad(NO_QUESTION, column, f"its last turn is the {talk[-1]['role']}'s")
     for number, turn in enumerate(talk):

@@ -264,12 +264,13 @@ def test_bad_rows_are_dropped_counted_and_named(alpaca, tmp_path):
         ("", "it is empty"),
         ("instruction,output\n", "it begins with 'i'"),
         ('[{"instruction": "a" 1]', "line 1, column 22: not JSON"),
-        ('{"instruction": "a", "output": "b"}\n{"instruction"\n', "line 2, column 15: not JSON"),
+        ('{"instruction": "a"}\n{"instruction"\n', "row 2: column 15: Expecting ':' delimiter; row dropped: not JSON"),
         ('{\n"instruction": "a",\n"output": "b"\n}', "one JSON object, not a list of rows"),
         ('[{"question": "a", "output": "b"}]', "no column 'instruction'. Columns found: output, question."),
         ("[]", "no usable row"),
         ('[{"instruction": "a", "output": ""}]', "column output: no text; row dropped: empty"),
-        ('[{"instruction": "天"}]'.encode("gbk"), "line 1: not UTF-8 (byte 18)"),
+        ('[{"instruction": "天"}]'.encode("gbk"), "no column 'output'"),
+        ('[{"instruction": "Qu’est-ce que c’est ? L’été, déjà."}]'.encode("cp1252"), "neither UTF-8 nor GB18030"),
         (b"PAR1 and no more", "not a complete Parquet file"),
     ],
 )
@@ -286,7 +287,7 @@ def test_places_that_hold_no_rows(alpaca, tmp_path):
     for source, said in (
         ("nowhere.json", "no such file or folder"),
         ("nobody/nothing", "the hub did not give it"),
-        (tmp_path, "found: none"),
+        (tmp_path, "no .json, "),
     ):
         with pytest.raises(SystemExit, match=said):
             alpaca.data.read_rows(source)

@@ -116,29 +116,18 @@ def test_keywords_are_whole_words_and_chinese_anywhere(task):
 # Files
 
 
+def rows_in(task, source):
+    return [row for _, row in task.data.read(source)]
+
+
 def test_a_list_and_lines_are_told_apart_by_content(task, tmp_path):
     rows = rows_of(50)
     for name, lines in (("list.jsonl", False), ("lines.json", True)):
-        assert list(task.sources.read_json(write(tmp_path / name, rows, lines))) == rows
+        assert rows_in(task, write(tmp_path / name, rows, lines)) == rows
     (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(rows).encode())
-    assert list(task.sources.read_json(tmp_path / "bom.json")) == rows
+    assert rows_in(task, tmp_path / "bom.json") == rows
     (tmp_path / "pretty.json").write_text("\n  " + json.dumps(rows, indent=2), "utf-8")
-    assert list(task.sources.read_json(tmp_path / "pretty.json")) == rows
-
-
-@pytest.mark.parametrize("size", [1, 7, 100])
-def test_a_list_is_read_in_pieces_of_any_size(task, tmp_path, size):
-    rows = [{"text": '引号 " 和 ] [ , \\'}, 12, "x", {"a": [1, {"b": None}]}]
-    with open(write(tmp_path / "x.json", rows, lines=False), encoding="utf-8") as source:
-        assert source.read(1) == "["
-        assert list(task.sources.read_list("x.json", source, size)) == rows
-
-
-def test_a_list_that_was_cut_off_says_where(task, tmp_path):
-    file = tmp_path / "cut.json"
-    file.write_text(json.dumps(rows_of(9))[:-30], "utf-8")
-    with pytest.raises(SystemExit, match="cut.json: not JSON: .* after 8 rows. Was the file cut off"):
-        list(task.sources.read_json(file))
+    assert rows_in(task, tmp_path / "pretty.json") == rows
 
 
 def test_parquet_and_folders(task, tmp_path):
@@ -146,13 +135,17 @@ def test_parquet_and_folders(task, tmp_path):
     from pyarrow import parquet
 
     folder = tmp_path / "many"
-    write(folder / "b.jsonl", rows_of(2, 2))
-    parquet.write_table(pyarrow.Table.from_pylist(rows_of(2)), folder / "a.parquet")
+    folder.mkdir()
+    for name, start in (("b", 2), ("a", 0)):
+        parquet.write_table(pyarrow.Table.from_pylist(rows_of(2, start)), folder / f"{name}.parquet")
     (folder / "notes.txt").write_text("not read")
-    assert [row for _, row in task.sources.read_local(folder)] == rows_of(4)
+    assert rows_in(task, folder) == rows_of(4)
     (folder / "a.parquet").write_bytes(b"PAR1 and nothing")
-    with pytest.raises(SystemExit, match="a.parquet: not a Parquet file"):
-        list(task.sources.read_local(folder))
+    with pytest.raises(SystemExit, match="a.parquet: not a complete Parquet file"):
+        rows_in(task, folder)
+    write(folder / "c.jsonl", rows_of(2))
+    with pytest.raises(SystemExit, match="files of 2 formats: a.parquet, b.parquet, c.jsonl"):
+        rows_in(task, folder)
 
 
 # Mixing
@@ -205,13 +198,12 @@ def test_rows_that_cannot_be_used_are_counted_and_the_first_of_a_kind_is_named(t
         out.write("{broken\n\n")
     (report,) = task.plan.mix(task.plan.load_plan(plan_of(tmp_path, {"a": 1.0}, 10, a=file)), progress=False)[1]
     assert report.dropped == {
-        "output is missing": 2, "instruction is not text": 1, "empty output": 1, "input is not text": 1,
-        "not an object but list": 1, "not JSON": 1,
+        "missing": 2, "wrong type": 3, "empty": 1, "not JSON": 1,
     }  # fmt: skip
-    assert f"{file}: row 11: output is missing" in report.notes and len(report.notes) == 6
-    assert any(note.startswith(f"{file}: row 17: not JSON: Expecting") for note in report.notes)
+    assert f"{file}: line 11, column output: not there; row dropped: missing" in report.notes and len(report.notes) == 4
+    assert any(note.startswith(f"{file}: line 17: column 2: Expecting") for note in report.notes)
     shown = task.plan.format_reports([report])
-    assert "dropped 2 output is missing, 1 instruction is not text" in shown and "row 11" in shown
+    assert "dropped 2 missing, 3 wrong type" in shown and "line 11" in shown
 
 
 def test_a_source_that_runs_short(script, tmp_path):
@@ -319,7 +311,7 @@ def test_the_sample_has_what_its_readme_says(script, tmp_path):
     rows = read(out)
     assert len(rows) == 100 and all(set(row) == {"instruction", "input", "output", "source"} for row in rows)
     assert re.search(r"my_dataset +25 +26 +25 +25.0%", done.stdout)
-    assert "my_dataset: dropped 1 duplicate, 1 output is missing, 1 empty output" in done.stdout
+    assert "my_dataset: dropped 1 duplicate, 1 missing, 1 empty" in done.stdout
     assert "stackexchange: dropped 2 no keyword, 1 no answer" in done.stdout
     openings = {"my_dataset": "Step 1:", "slimorca": "In short:", "pubmedqa": "Verdict:", "stackexchange": "Cause:"}
     assert all(row["output"].startswith(openings[row["source"].split("/")[0]]) for row in rows)
@@ -346,13 +338,12 @@ def test_statutes_become_rows_with_their_headings(task):
     )
     assert by_question["借书证丢了怎么办？"]["input"] == "《示例市图书借阅条例》第四条"  # CSV in GB18030
     assert by_question["一次可以借几册？"]["output"] == "五册，借期三十日。"  # xlsx
-    assert len(rows) == 16 and all(row["source"] == "law" for row in rows)
+    assert len(rows) == 17 and all(row["source"] == "law" for row in rows)
     assert [(Path(file).name, number, what) for file, number, what in problems] == [
         ("park_gb18030.txt", 5, "第三条 has no text"),
         ("park_gb18030.txt", 7, "第五条 follows article 3: one is missing"),
-        ("qa.csv", 5, "column 答案: empty"),
-        ("qa.xlsx", 5, "column Answer: empty"),
-        ("qa.xlsx", 6, "column Answer: not text but datetime"),
+        ("qa.csv", 5, "column answer: no text"),
+        ("qa.xlsx", 5, "sheet Sheet: column answer: no text"),
     ]
 
 
@@ -603,8 +594,8 @@ def test_law_is_written_with_its_report(script, tmp_path):
         "empty.txt,,no article",
         "binary.txt,,neither UTF-8 nor GB18030",
         'qa.json,1,"another answer than more.jsonl, row 1 to the same question',
-        'qa.json,2,"no answer column. Names known: answer: answer, output',
-        "qa.json,3,not an object but int",
+        'qa.json,2,"no answer column (answer, output, response, 回答, 答案, 答复). Columns found: question"',
+        'qa.json,3,"expected an object with question, answer, got int"',
     ):
         assert said in report, report
     again = script(TASK / "legal_data.py", folder, "--out", out, check=False)
@@ -619,7 +610,7 @@ def test_law_is_written_with_its_report(script, tmp_path):
 ROW = {
     "instruction": " 什么是芯片？ ",
     "input": "Answer <|im_end|>\nbriefly.",
-    "output": " 集成电路。\n",
+    "output": "集成电路。",
     "source": "all",
 }
 
@@ -667,7 +658,9 @@ def test_rows_of_a_users_file_are_checked(task, tmp_path):
     rows, said = task.data.read_rows(file)
     assert [row["source"] for row in rows] == ["all", "all"]
     assert (
-        f"{file}: row 3: empty output" in said and "row 4: not an object but int" in said and "2 rows dropped" in said
+        f"{file}: row 3, column output: no text" in said
+        and "row 4: expected an object" in said
+        and "dropped: 1 empty, 1 wrong type" in said
     )
     with pytest.raises(SystemExit, match=r"no such file. Build it: python \S*data.py --plan small"):
         task.data.read_rows(tmp_path / "nowhere.jsonl")

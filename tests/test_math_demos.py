@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import sys
 import zipfile
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_kinds_of_images(demos, tmp_path):
         ("grey.png", Image.fromarray(ramp), (6, 8, 1), 0),
         ("clear.png", Image.new("RGBA", (8, 6), (0, 0, 0, 0)), (6, 8, 3), 255),  # transparent black is white paper
         ("dot.png", Image.new("RGB", (1, 1), (9, 9, 9)), (1, 1, 3), 9),
-        ("cmyk.tif", Image.new("CMYK", (8, 6)), (6, 8, 3), 255),
+        ("cmyk.jpg", Image.new("CMYK", (8, 6)), (6, 8, 3), 255),
     ):
         image.save(tmp_path / name)
         pixels, peak = read(tmp_path / name)
@@ -106,8 +107,20 @@ def test_kinds_of_images(demos, tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "half.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "half.png").read_bytes()[:2000])
     Image.new("L", (7000, 7000)).save(tmp_path / "huge.png")
+    # Decoders that nobody needs here stay shut, whatever a file is called: EPS starts Ghostscript.
+    for kind in ("eps", "tiff", "ico", "pcx", "gif"):
+        Image.new("L", (16, 16)).save(tmp_path / f"{kind}.png", format=kind)
+    exif = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", 0x011A, 10, 1, 38)  # on its side; -50/1
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + exif + struct.pack("<Iii", 0, -50, 1)
+    Image.new("RGB", (8, 6)).save(tmp_path / "exif.jpg", exif=exif)  # Pillow reads it, and cannot write it back
     for name, said in (
-        ("text.png", "not a complete"),
+        ("eps.png", "neither JPEG nor PNG nor WEBP"),
+        ("tiff.png", "neither JPEG nor PNG nor WEBP"),
+        ("ico.png", "neither JPEG nor PNG nor WEBP"),
+        ("pcx.png", "neither JPEG nor PNG nor WEBP"),
+        ("gif.png", "neither JPEG nor PNG nor WEBP"),
+        ("exif.jpg", "not a complete"),
+        ("text.png", "neither JPEG nor PNG nor WEBP"),
         ("half.png", "not a complete"),
         ("huge.png", "at most"),
         ("no.png", "no such"),
@@ -327,6 +340,25 @@ def test_every_form_reads_alike(demos, tmp_path):
 HEAD = "userId,movieId,rating,timestamp\n"
 
 
+def test_a_zip_with_several_sets_or_with_damage_is_refused(demos, tmp_path):
+    text = "userId,movieId,rating,timestamp\n" + "".join(f"{n % 9},{n},3.5,0\n" for n in range(1, 400))
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
+        archive.writestr("small/ratings.csv", text)
+        archive.writestr("big/ratings.dat", "1::1::3::0\n")
+    with pytest.raises(SystemExit, match="several sets: big/ratings.dat, small/ratings.csv"):
+        demos.data.read_ratings(tmp_path / "both.zip")
+    with zipfile.ZipFile(tmp_path / "one.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("__MACOSX/ml/ratings.csv", "junk")
+        archive.writestr("ml/ratings.csv", text)
+    assert len(demos.data.read_ratings(tmp_path / "one.zip").values) == 399
+    content = bytearray((tmp_path / "one.zip").read_bytes())
+    at = zipfile.ZipFile(tmp_path / "one.zip").getinfo("ml/ratings.csv").header_offset + 60
+    content[at : at + 40] = bytes(40)
+    (tmp_path / "bad.zip").write_bytes(content)
+    with pytest.raises(SystemExit, match="not a complete zip file"):
+        demos.data.read_ratings(tmp_path / "bad.zip")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -484,13 +516,13 @@ def test_odd_images_through_the_script(script, tmp_path, kind):
     ("file", "arguments", "said"),
     [
         ("image_svd.py", ["--image", "nowhere.png"], "nowhere.png: no such file"),
-        ("image_svd.py", ["--k", "-1"], "a rank is not below 0"),
+        ("image_svd.py", ["--k", "-1"], "expected 0 or more, got -1"),
         ("image_svd.py", ["--k", "two"], "invalid int value: 'two'"),
         ("als_movielens.py", ["--data", "nowhere"], "nowhere: no such file or folder"),
         ("als_movielens.py", ["--folds"], "the synthetic set has none"),
-        ("als_movielens.py", ["--rank", "0"], "at least 1"),
+        ("als_movielens.py", ["--rank", "0"], "expected 1 or more, got 0"),
         ("als_movielens.py", ["--ranks", "2", "x"], "invalid int value: 'x'"),
-        ("lora_lowrank.py", ["--steps", "0"], "at least 1"),
+        ("lora_lowrank.py", ["--steps", "0"], "expected 1 or more, got 0"),
         ("lora_lowrank.py", ["--model", "nowhere"], "model 'nowhere' was not found"),
     ],
 )

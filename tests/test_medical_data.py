@@ -1,4 +1,4 @@
-"""medical/data.py and csv_bytes.py: what is read, what is dropped and why, and what each kind of bad input is told."""
+"""medical/data.py: what is read, what is dropped and why, and what each kind of bad input is told."""
 
 import csv
 import importlib.util
@@ -437,7 +437,7 @@ def test_nothing_left_after_filtering(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "a.csv: no question column .* Columns found: none, the file is empty"),
+        (b"", "a.csv: no question column .* Columns found: none, it is empty"),
         (HEADER.encode(), "a.csv: a header and no rows"),
         ((HEADER + "\r\n\r\n").encode(), "a.csv: a header and no rows"),
         (bytes(5000), "a.csv: no question column"),

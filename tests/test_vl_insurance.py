@@ -289,7 +289,7 @@ def test_paths_that_lead_out(vl, folder, name):
     (folder / "inside").mkdir()
     (folder / "link.jpg").symlink_to(folder.parent / "secret.jpg")
     reason, text = refused(vl, sheet(folder, GOOD, ("2", "里程？", name, "x")))
-    assert reason == "outside the root" and "row    3" in text
+    assert reason == "outside the root" and "row 3, column image" in text
 
 
 @pytest.mark.parametrize(
@@ -421,10 +421,11 @@ def test_rows_that_are_refused(vl, folder):
     )  # fmt: skip
     rows, report = vl.data.read_rows(file)
     assert report["dropped"] == {
-        "duplicate id": 1, "empty response": 1, "empty prompt": 1, "empty image": 1, "control token": 1, "picture in the cell": 1,
+        "duplicate id": 1, "empty": 3, "control token": 1, "picture in the cell": 1,
     }  # fmt: skip
     text = vl.data.format_report(report)
-    assert "row    3  duplicate id          001 is row 2, too" in text and "xl/media" in text
+    assert "row 3, column id: 001 stands in an earlier row, too; row dropped: duplicate id" in text
+    assert all(f"column {name}: no text" in text for name in ("response", "prompt", "image")) and "xl/media" in text
 
 
 def test_a_picture_laid_over_the_cell_is_named(vl, folder):
@@ -458,12 +459,12 @@ def with_doctype(file):
     ("make", "said"),
     [
         (lambda file: file.write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)), "password-protected"),
-        (lambda file: file.write_text("id,prompt"), "not an xlsx file"),
-        (lambda file: file.write_bytes(file.read_bytes()[:2000]), "not an xlsx file"),
+        (lambda file: file.write_text("id,prompt"), "not an .xlsx file"),
+        (lambda file: file.write_bytes(file.read_bytes()[:2000]), "not an .xlsx file"),
         (zip_bomb, "unpacks to 400 MB"),
         (with_doctype, "has a DOCTYPE"),
-        (lambda file: sheet(file.parent), "no rows under the headers"),
-        (lambda file: sheet(file.parent, headers=["id", "prompt", "response"]), "no column image"),
+        (lambda file: sheet(file.parent), "no usable row in it"),
+        (lambda file: sheet(file.parent, headers=["id", "prompt", "response"]), "no image column"),
         (lambda file: sheet(file.parent, headers=[*HEADERS, "id"]), "column id is there twice"),
         (lambda file: file.unlink(), "no such file"),
     ],
@@ -488,7 +489,7 @@ def test_equal_pictures_stay_on_one_side(vl):
     train, held = vl.data.split(rows, 0.2, 42)
     assert len(held) == 12 and not {row["sha256"] for row in train} & {row["sha256"] for row in held}
     assert vl.data.split(rows, 0.2, 42)[1] == held and vl.data.split(rows, 0.2, 7)[1] != held
-    with pytest.raises(SystemExit, match="1 different picture"):
+    with pytest.raises(SystemExit, match="1 different row"):
         vl.data.split(rows[:1], 0.2, 42)
 
 

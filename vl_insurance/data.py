@@ -9,106 +9,66 @@ columns are left alone). image is a path under the file's folder, or under --ima
 
 import argparse
 import hashlib
-import random
-import re
-from collections import Counter
 from pathlib import Path
 
 from common.files import text_table
 from common.paths import load_env
+from common.rows import Bad, clean_text, format_report, hold_out, keep, object_of, text_of
+from common.settings import in_range
 from pictures import BadPicture, find_picture, image_tokens, is_rotated, load_image
 from sheet import COLUMNS, read_table
 
-EXAMPLES = 10  # problems described for each reason; the counts say how many there are
-# <|im_end|> inside a row would end a turn in the middle of it: tokenizers take the text for the token.
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
-EMBEDDED = "picture in the cell"
-HOW_TO_TAKE_OUT = (
-    "pictures inside the sheet are not read: save them as files (in WPS or Excel: save as .zip or a web page, they are in "
-    "xl/media), and put each file's name into the column image"
-)
+TAG = "<image>"  # where other trainers want the picture; here the template puts it
 
 
 def read_rows(source=None, image_root=None, sheet=None):
-    """The usable rows and a report.
+    """The usable rows and the report of common.rows.keep, with the places of the pictures that are turned upright.
 
     A row: id, prompt, response, image (an absolute path as text), sha256 (of the file), size (width, height after turning
     it upright), display (a column of render.py's; "" elsewhere). Pictures are opened one after another, none is kept.
-    Report: source, rows, kept, dropped (reason -> count), problems (text), rotated, prompts (how many different ones).
     Raises SystemExit where no row is usable.
     """
     path, table = read_table(source, sheet)
     root = Path(image_root).expanduser() if image_root else path.parent
     if not root.is_dir():
         raise SystemExit(f"{root}: no such folder (--image_root).")
-    rows, dropped, problems, rotated, seen = [], Counter(), [], [], {}
-    for raw in table:
-        try:
-            row = check(raw, root, seen)
-        except BadPicture as problem:
-            reason, _, found = str(problem).partition(": ")
-            dropped[reason] += 1
-            if dropped[reason] <= EXAMPLES:
-                problems.append(f"row {raw['row']:>4}  {reason:<20}  {found or ''}")
-            continue
-        if row.pop("rotated"):
-            rotated.append(raw["row"])
-        rows.append(row)
-    report = dict(
-        source=str(path), rows=len(table), kept=len(rows), dropped=dropped, problems=problems, rotated=rotated
-    )
-    report["prompts"] = len({row["prompt"] for row in rows})
-    if not rows:
-        raise SystemExit(f"{format_report(report)}\n{path}: no usable row in it.")
+    seen, tagged = set(), []
+    rows, report = keep(table, lambda raw: check(raw, root, seen, tagged), path, used={*COLUMNS, "display"})
+    turned = sum(row.pop("rotated") for row in rows)
+    if turned:
+        report["notes"].append(f"{turned:,} pictures lie on their side and are turned upright (EXIF)")
+    if tagged:
+        report["notes"].append(f"{len(tagged):,} prompts had {TAG} in them: taken out, the template puts the picture")
     return rows, report
 
 
-def check(raw, root, seen):
-    """One usable row of a raw one. seen: ids so far -> their rows. Raises BadPicture with the first thing that is wrong."""
-    if raw["note"].get("embedded") and not raw["image"]:
-        raise BadPicture(f"{EMBEDDED}: {HOW_TO_TAKE_OUT}")
+def check(raw, root, seen, tagged):
+    """One usable row of a raw one. seen: ids so far; tagged: prompts that had <image> in them. Raises Bad with the first
+    thing that is wrong."""
+    object_of(raw, *COLUMNS)
     for name in COLUMNS:
-        if not raw[name]:
-            raise BadPicture(f"empty {name}: {raw['note'].get('formula', 'no text')}")
-    for name in ("prompt", "response"):
-        if token := CONTROL_TOKEN.search(raw[name]):
-            raise BadPicture(f"control token: column {name}: {token[0]}")
+        text_of(raw, name)
     if raw["id"] in seen:
-        raise BadPicture(f"duplicate id: {raw['id']} is row {seen[raw['id']]}, too")
-    path = find_picture(raw["image"], root)
+        raise Bad("duplicate id", "id", f"{raw['id'][:40]} stands in an earlier row, too")
     try:
+        path = find_picture(raw["image"], root)
         size = load_image(path).size
     except BadPicture as problem:
         reason, _, found = str(problem).partition(": ")
-        raise BadPicture(f"{reason}: {raw['image']}: {found}") from None
-    seen[raw["id"]] = raw["row"]
+        raise Bad(reason, "image", f"{raw['image'][:80]!r}: {found}" if raw["image"] not in found else found) from None
+    prompt = raw["prompt"]
+    if TAG in prompt:
+        tagged.append(prompt)
+        prompt = clean_text(prompt.replace(TAG, ""), "prompt")
+    seen.add(raw["id"])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    row = {name: raw[name] for name in ("id", "prompt", "response")}
-    return row | dict(
-        image=str(path), sha256=digest, size=size, display=raw.get("display", ""), rotated=is_rotated(path)
-    )
-
-
-def format_report(report):
-    """The report of `read_rows` as text."""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
-    line = f"{report['source']}: {report['rows']:,} rows, {report['kept']:,} kept" + (
-        f"; dropped: {reasons}" if reasons else ""
-    )
-    if report["rotated"]:
-        line += f"\n{len(report['rotated']):,} pictures lie on their side and are turned upright (EXIF)"
-    return "\n".join([line, *report["problems"]])
+    row = dict(id=raw["id"], prompt=prompt, response=raw["response"], image=str(path), sha256=digest, size=size)
+    return row | dict(display=raw.get("display", ""), rotated=is_rotated(path))
 
 
 def split(rows, ratio, seed):
     """(training rows, held-out rows). Rows with the same picture stay on one side, so nothing leaks."""
-    if not 0 < ratio < 1:
-        raise SystemExit(f"--eval_ratio {ratio}: expected a share between 0 and 1, as 0.1.")
-    pictures = sorted({row["sha256"] for row in rows})
-    if len(pictures) < 2:
-        raise SystemExit(f"{len(pictures)} different picture: one to train on and one to hold out are needed at least.")
-    random.Random(seed).shuffle(pictures)
-    held = set(pictures[: min(max(1, round(len(pictures) * ratio)), len(pictures) - 1)])
+    held = hold_out(sorted({row["sha256"] for row in rows}), ratio, seed)
     return [row for row in rows if row["sha256"] not in held], [row for row in rows if row["sha256"] in held]
 
 
@@ -137,14 +97,16 @@ def main(argv=None):
     )
     parser.add_argument("--check", metavar="FILE", nargs="?", help="what to read (default: as train.py without --data)")
     parser.add_argument("--image_root", help="the folder that image paths start from (default: the file's own)")
-    parser.add_argument("--sheet", help="which sheet of an xlsx (default: the first)")
-    parser.add_argument("--max_pixels", type=int, default=1024 * 784, help="train.py's (1024 x 784 = 802,816)")
+    parser.add_argument("--sheet", help="which sheet of an xlsx (default: every one with the columns)")
+    parser.add_argument(
+        "--max_pixels", type=in_range("max_pixels"), default=1024 * 784, help="train.py's (1024 x 784 = 802,816)"
+    )
     args = parser.parse_args(argv)
     load_env()
     rows, report = read_rows(args.check, args.image_root, args.sheet)
     print(format_report(report))
     same = len(rows) - len({row["sha256"] for row in rows})
-    print(f"{report['prompts']:,} different prompts; {same:,} rows repeat a picture of another row")
+    print(f"{len({row['prompt'] for row in rows}):,} different prompts; {same:,} rows repeat a picture of another row")
     print(token_table(rows, args.max_pixels))
 
 
