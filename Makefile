@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */Dockerfile)))
 
-.PHONY: demo test test-fast test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor
+.PHONY: demo test test-fast test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor faults
 .DELETE_ON_ERROR:
 
 venv: .venv/.ready  ## .venv with everything that a laptop needs
@@ -19,6 +19,9 @@ test: venv  ## every test; those that need a Docker engine are skipped where the
 
 test-fast: venv  ## the tests that train nothing, two minutes
 	$(PY) -m pytest -m "not slow"
+
+faults: venv  ## every trainer killed at every write, and started again: figures for docker/RESULTS.md
+	@$(PY) tools/faults.py $(ARGS)
 
 test-docker: venv  ## every image, built and run on a stand-in base
 	TEST_DOCKER_ALL=1 $(PY) -m pytest tests/docker

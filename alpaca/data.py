@@ -16,7 +16,9 @@ from common.rows import Bad, blank, default_source, format_report, keep, object_
 
 HUB_NAME = "yahma/alpaca-cleaned"  # the course's data set: what is read where no --data and no local folder is
 COLUMNS = ("instruction", "input", "output")
-HISTORY = "needs its history"  # "And then?" makes no sense without the turns before it, for which the template has no place
+HISTORY = (
+    "needs its history"  # "And then?" makes no sense without the turns before it, for which the template has no place
+)
 
 
 def read_rows(source=None, answers=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from common import device, models
 from common.cli import ModelArgs, arg, parse
 from data import format_report, read_rows, split
-from prompt import answer_ids, prompt_ids
+from prompt import TEMPLATE, answer_ids, prompt_ids
 
 DEFAULTS = dict(
     model=None  # the base that the adapter's adapter_config.json names
@@ -34,7 +34,7 @@ class Args(ModelArgs):
 
 def main(argv=None):
     args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
-    run = models.open_run(args.adapter, args.model, record=True)
+    run = models.open_run(args.adapter, args.model, record=True, own=TEMPLATE)
     trained = run.arguments
     rows, report = read_rows(args.data or trained["data"])
     print(format_report(report))

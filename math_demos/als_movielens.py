@@ -157,10 +157,6 @@ def main(argv=None):
     args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     args.threads = args.threads or cores()
     ranks = sorted(set(args.ranks))
-    if min(args.rank, args.iterations, *ranks) < 1 or not 0 < args.test_share < 1 or args.bias_lam < 0:
-        raise SystemExit(
-            "--rank, --ranks and --iterations are at least 1, --test_share between 0 and 1, --bias_lam not below 0."
-        )
     if args.save and args.folds:
         raise SystemExit("--save keeps the factors of one split: leave --folds out.")
     source = find_source(args.data)

@@ -112,10 +112,14 @@ def _zipped(archive, source):
     names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
     sets = [name for name in names if Path(name).name in FORMATS]
     if len(sets) > 1:
-        raise SystemExit(f"{source} holds several sets: {', '.join(sorted(sets))}. Unpack it and give one of them as --data.")
+        raise SystemExit(
+            f"{source} holds several sets: {', '.join(sorted(sets))}. Unpack it and give one of them as --data."
+        )
     size = sum(archive.getinfo(name).file_size for name in names)
     if size > MOST_UNPACKED:
-        raise SystemExit(f"{source}: unpacks to {size / 1e9:,.1f} GB; MovieLens's largest set has 1.1. Is it really one?")
+        raise SystemExit(
+            f"{source}: unpacks to {size / 1e9:,.1f} GB; MovieLens's largest set has 1.1. Is it really one?"
+        )
     folder = Path(sets[0]).parent if sets else None
     return {Path(name).name: partial(archive.open, name) for name in names if Path(name).parent == folder}
 

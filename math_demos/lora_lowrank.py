@@ -17,6 +17,7 @@ import random
 import time
 from dataclasses import dataclass
 
+from common import hub
 from common.cli import arg, parse
 from common.device import has_bf16
 from common.hub import resolve_model
@@ -170,7 +171,7 @@ def load(path):
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32, use_safetensors=True)
+    return hub.load(AutoModelForCausalLM, path, dtype=torch.float32)
 
 
 def study_full(args, path, trained, held, ranks):
@@ -242,13 +243,12 @@ def train_lora(args, path, trained, held, rank, shown):
 def main(argv=None):
     args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
     ranks, lora_ranks = sorted(set(args.ranks)), sorted(set(args.lora_ranks))
-    if min(args.steps, args.batch_size, *ranks, *lora_ranks) < 1:
-        raise SystemExit("--steps, --batch_size, --ranks and --lora_ranks are at least 1.")
     path = resolve_model(args.model)
     from transformers import AutoTokenizer
 
     began = time.perf_counter()
-    tokenizer = AutoTokenizer.from_pretrained(str(path))
+    with hub.loading(path, "tokenizer.json or tokenizer_config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
     texts = reports(args.seed, HELD_OUT + args.batch_size * args.steps)
     held = batches_of(texts[:HELD_OUT], tokenizer, HELD_OUT)
     trained = batches_of(texts[HELD_OUT:], tokenizer, args.batch_size)

@@ -1,6 +1,6 @@
 """Measure a run on the test problems: the base model, the warmed-up one if there was a warm-up, and the tuned one.
 
-Accuracy of greedy answers, strict (the last answer block) and flexible (the last number anywhere): where flexible rises
+Accuracy of greedy answers, strict (the last answer block) and flexible (the last number or formula): where flexible rises
 too, arithmetic was learned; where only strict does, the form was. Results: results.json, predictions.jsonl, report.html.
 
 Newest run:       python evaluate.py
@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import models
+from common import adapters, models
 from common.cli import ModelArgs, arg, parse
 from common.files import read_json, replace_text, text_table, write_json, write_lines
 from data import format_report, read_splits
@@ -27,7 +27,7 @@ DEFAULTS = dict(
 # name -> what it is
 METRICS = {
     "strict": "accuracy: the last answer block is the gold number",
-    "flexible": "accuracy: the last number in the text is",
+    "flexible": "accuracy: the last number or formula in the text is worth it",
     "format": "share in the form to the letter",
     "stopped": "share that ended by themselves",
     "tokens": "mean length of the answers",
@@ -162,7 +162,7 @@ def main(argv=None):
     ways = {"base": model.disable_adapter, "tuned": contextlib.nullcontext}
     if (run.adapter / "warmup" / "adapter_config.json").is_file():
         # What the warm-up taught must not be counted as GRPO's gain.
-        model.load_adapter(str(run.adapter / "warmup"), "warmup")
+        adapters.attach(model, run.adapter / "warmup", "warmup")
         ways = {"base": ways["base"], "warm-up": lambda: using(model, "warmup"), "tuned": ways["tuned"]}
     measured = {}
     for name, way in ways.items():

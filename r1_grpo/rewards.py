@@ -1,6 +1,7 @@
 """The five rule rewards: what a completion earns, 4.0 at most. No model judges here; each rule can be read and tested.
 
 A reward is f(text, gold) -> float: text is a completion, gold the data's number. `for_trl` makes of it what TRL calls.
+Only `grade`, which measures and never rewards, also looks outside the answer block (common/grading.py).
 """
 
 import math
@@ -9,6 +10,7 @@ import unicodedata
 from fractions import Fraction
 
 from common.files import text_table
+from common.grading import is_right
 
 # What each pays at most, and all of them together. Only the first is the aim: the others lead there.
 PAYS = dict(correctness=2.0, int=0.5, strict_format=0.5, soft_format=0.5, xmlcount=0.5)
@@ -24,8 +26,6 @@ SOFT = re.compile(rf"<reasoning>{NO_TAG}</reasoning>\s*<answer>{NO_TAG}</answer>
 ANSWER = re.compile(rf"<answer>({NO_TAG})</answer>", re.S)
 WHOLE = re.compile(r"-?\d+", re.ASCII)
 PLAIN = re.compile(r"(-?\d+(?:\.\d+)?)(?:/(\d+))?", re.ASCII)  # as `normalise` leaves a number: 18, 7.50, 3/8
-# The same inside a sentence: with commas, and .5 where the dot ends no word.
-NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.])\.\d+)(?:/\d+)?", re.ASCII)
 THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)", re.ASCII)  # neither 1,5 nor 0,125 has any
 LONGEST = 500  # characters of a number; int() raises over 4,300 digits, and a model may write them
 
@@ -70,12 +70,6 @@ def extract(text):
     """The number in the last answer block, normalised; None without a complete block. Truncated text has none."""
     blocks = ANSWER.findall(text)
     return normalise(blocks[-1]) if blocks else None
-
-
-def last_number(text):
-    """The last number anywhere in the text, normalised; None without one. What "flexible" accuracy looks at."""
-    found = NUMBER.findall(normalise(text).replace("$", ""))
-    return normalise(found[-1]) if found else None
 
 
 def correctness_reward_func(text, gold):
@@ -181,9 +175,10 @@ def self_test(rows, ideal):
 
 
 def grade(text, gold):
-    """The measures of one answer, as 0.0 or 1.0: is it right by its answer block, by its last number; has it the form."""
+    """The measures of one answer, as 0.0 or 1.0: is it right by its answer block (strict); by what the text answers, with
+    or without the form (flexible: its box, else its last number or formula); has it the form."""
     return {
         "strict": float(same(extract(text), gold)),
-        "flexible": float(same(last_number(text), gold)),
+        "flexible": float(is_right(text, gold)),
         "format": float(bool(STRICT.fullmatch(text))),
     }

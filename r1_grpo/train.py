@@ -213,7 +213,7 @@ def main(argv=None):
         resumed, stages = bool(run.checkpoint), run.record.get("stages", {})
         if not resumed:
             stages["base"] = measure(model, tokenizer, tests, args)
-        start_policy(model, tokenizer, train_rows, args, run.folder)
+        start_policy(model, tokenizer, train_rows, args, run)
         if not resumed and args.warmup_sft:
             stages["after warm-up"] = measure(model, tokenizer, tests, args)
         if not resumed:

@@ -11,6 +11,7 @@ from peft import load_peft_weights, set_peft_model_state_dict
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import trange
 
+from common.finite import GradientGuard
 from common.runs import save_adapter
 from prompt import encode
 
@@ -19,8 +20,9 @@ def warm_up(model, tokenizer, rows, steps, learning_rate, batch_rows, seed):
     """`steps` updates of SFT on gold solutions in the form, `batch_rows` rows each. Returns the last loss, nats per token."""
     draw, trained = random.Random(seed), [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    guard = GradientGuard()
     model.train()
-    for _ in trange(steps, desc="warm-up", leave=False):
+    for step in trange(1, steps + 1, desc="warm-up", leave=False):
         ids, labels = encode(tokenizer, draw.sample(rows, min(batch_rows, len(rows))))
         mask = [[1] * len(row) for row in ids]
         batch = dict(input_ids=(ids, tokenizer.pad_token_id), labels=(labels, -100), attention_mask=(mask, 0))
@@ -30,27 +32,30 @@ def warm_up(model, tokenizer, rows, steps, learning_rate, batch_rows, seed):
         }
         loss = model(**batch, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        if guard.takes(torch.nn.utils.clip_grad_norm_(trained, 1.0), step):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return loss.item()
 
 
-def start_policy(model, tokenizer, rows, args, folder):
-    """The model that GRPO starts from: warmed up if asked for. The adapter is kept, as folder/warmup.
+def start_policy(model, tokenizer, rows, args, run):
+    """The model that GRPO starts from: warmed up if asked for. The adapter is kept, as warmup in the run's folder.
 
-    A run that goes on loads it from there: it is also what the KL is measured to.
+    A run that goes on loads it from there: it is also what the KL is measured to. So do all processes but the first.
     """
     if not args.warmup_sft:
         return
-    kept, new = folder / "warmup", folder / ".warmup"
-    if kept.exists():
+    kept, new = run.folder / "warmup", run.folder / ".warmup"
+    begins = run.main and not kept.exists()
+    if begins:
+        loss = warm_up(model, tokenizer, rows, args.warmup_sft, args.warmup_sft_lr, args.warmup_sft_rows, args.seed)
+        print(f"warm-up: {args.warmup_sft} updates on gold solutions in the form, last loss {loss:.2f}")
+        save_adapter(model, tokenizer, new, args.model)
+        new.rename(kept)
+    if run.world > 1:
+        torch.distributed.barrier()
+    if not begins:
         set_peft_model_state_dict(model, load_peft_weights(str(kept), device=str(model.device)))
-        return
-    loss = warm_up(model, tokenizer, rows, args.warmup_sft, args.warmup_sft_lr, args.warmup_sft_rows, args.seed)
-    print(f"warm-up: {args.warmup_sft} updates on gold solutions in the form, last loss {loss:.2f}")
-    save_adapter(model, tokenizer, new, args.model)
-    new.rename(kept)
 
 
 def set_reference(model, warmed_up):

@@ -57,6 +57,8 @@ class Watcher(TrainerCallback):
             raise SystemExit(dead_message(logs["reward"], self.dead, list(self.trainer._logs["completion"])))
 
     def on_train_begin(self, _, state, control, model=None, **kwargs):
+        lengths = [log["completions/mean_length"] for log in self.run.metrics() if "reward" in log]
+        self.generated = sum(lengths) * self.run.rows_per_step  # by the processes before this one
         if not state.global_step:
             follow(self.run, model, self.tokenizer, self.rows, 0, self.args)
 

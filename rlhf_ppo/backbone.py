@@ -2,16 +2,16 @@
 
 import contextlib
 import shutil
-import warnings
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from common import device, models
+from common import adapters, device, hub, models
 from common.answers import generate
+from common.finite import check_weights
 from common.hub import choose_quantization
 from common.speed import graph
 from estimate import CHUNK
@@ -41,22 +41,17 @@ def load_backbone(path: Path, args):
 
 def add_adapter(model, name, folder, trainable=False):
     """Load the adapter of `folder` under `name`; `model` is a causal LM, or one that has adapters. Returns a PeftModel."""
-    config = PeftConfig.from_pretrained(str(folder))
+    with hub.loading(folder, "adapter_config.json"):
+        config = PeftConfig.from_pretrained(str(folder))
     # A reward model's adapter is saved for sequence classification. Here it sits on the causal model: same layers, and
     # its head, which the causal model has no place for, is read by scoring.reward_head.
     config.task_type, config.modules_to_save = "CAUSAL_LM", None
-    config.inference_mode = not trainable
-    with warnings.catch_warnings():  # that the head has no place here
-        warnings.simplefilter("ignore")
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), name, is_trainable=trainable)
-        else:
-            model = PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable, config=config)
-    return model
+    return adapters.attach(model, folder, name, config, trainable, beside=["score.weight"])
 
 
 def save_adapter(model, name, tokenizer, folder):
     """One adapter as a folder of its own, which PEFT, vLLM and infer.py load."""
+    check_weights(((each, p) for each, p in model.named_parameters() if f".{name}." in each), folder)
     model.save_pretrained(folder, selected_adapters=[name])
     made = folder / name  # PEFT makes a subfolder for every name but "default"
     for file in made.iterdir() if name != "default" else ():

@@ -33,7 +33,7 @@ from common.paths import DEMO_MODEL
 from data import DataArgs, encode_prompts, key_of, read_rows, split
 from gold import gold, prompts
 from prompt import prompt_ids
-from stage import LoopArgs, check_quantization, fingerprint, read_reward, sft_model
+from stage import LoopArgs, check_configs, check_quantization, fingerprint, read_reward, sft_model
 
 HERE = Path(__file__).resolve().parent
 
@@ -205,9 +205,16 @@ def read_prompts(args):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
+    check_configs(
+        (train_reward, None, args.reward_config),
+        (train_ppo, None, args.ppo_config),
+        (train_grpo, "trl:GRPOConfig", args.grpo_config),
+    )
     check_quantization(args)
     if args.own_pairs and not args.data:
         raise SystemExit("--own_pairs needs --data FILE: the pairs that the reward model learns from.")
+    if not args.eval_prompts or not args.eval_answers:
+        raise SystemExit("--eval_prompts and --eval_answers are at least 1: they are what is compared.")
     path, talks = sft_model(args.model), read_prompts(args)
     tokenizer = models.load_tokenizer(path)
     if args.data:

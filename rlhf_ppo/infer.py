@@ -8,9 +8,9 @@ A file of them:  python infer.py --file prompts.txt
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import models
+from common import adapters, models
 from common.cli import arg, parse
-from common.files import read_json, write_lines
+from common.files import write_lines
 from common.paths import output_dir
 from common.rows import text_lines
 from prompt import prompt_ids
@@ -43,8 +43,8 @@ def policies(args):
         if not given and not list(output_dir().glob(f"{name}/*/adapter_config.json")):
             continue
         folder = Path(given).expanduser() if given else models.latest(name)
-        record, first = read_json(folder / "run.json"), next(iter(found.values()), None)
-        comparable = not first or record.get("inputs", {}).get("model") == first.record["inputs"]["model"]
+        record, first = adapters.read_record(folder), next(iter(found.values()), None)
+        comparable = not first or record.get("inputs", {}).get("model") == first.record.get("inputs", {}).get("model")
         if not comparable and not given:
             continue  # merely the newest one
         run = models.open_run(folder, args.model or record.get("arguments", {}).get("model"), record=True)

@@ -15,9 +15,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import hub, models
+from common import adapters, hub, models
 from common.cli import arg, parse
-from common.files import read_json
 from common.paths import check_disk, command
 from stage import StageArgs, fingerprint
 
@@ -35,11 +34,10 @@ class Args(StageArgs):
 def merge(adapter: Path, base: Path, folder: Path):
     """Write adapter + base to `folder` as a plain bfloat16 model with the adapter's tokenizer."""
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    model = hub.load(AutoModelForCausalLM, base, dtype=torch.float32)
+    merged = adapters.attach(model, adapter).merge_and_unload(safe_merge=True)
     tokenizer = models.load_tokenizer(adapter if (adapter / "tokenizer_config.json").is_file() else base)
     new = folder / ".merged.new"
     shutil.rmtree(new, ignore_errors=True)
@@ -56,9 +54,10 @@ def main(argv=None) -> Path:
     if not args.adapter:
         raise SystemExit("--adapter FOLDER is needed: the SFT run to merge. A whole model needs no merging.")
     adapter = Path(args.adapter).expanduser()
-    if not (adapter / "adapter_config.json").is_file():
+    if not (adapter / "adapter_config.json").exists():
         raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that the SFT named.")
-    base = hub.resolve_model(args.model or read_json(adapter / "adapter_config.json")["base_model_name_or_path"])
+    base = hub.resolve_model(args.model or adapters.base_of(adapter))
+    adapters.check(adapter, base, adapters.read_record(adapter).get("arguments"))
     weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     inputs = {"base": fingerprint(base), "adapter": digest_adapter(adapter)}
 

@@ -9,15 +9,19 @@ import torch
 from safetensors.torch import load_file
 
 from backbone import answers_of, hidden_states, pad_right
+from common import hub
 from prompt import rm_ids
 
 
 def reward_head(folder, device):
     """The score head's weight (H,), float32, from an adapter folder."""
-    weights = load_file(Path(folder) / "adapter_model.safetensors")
+    with hub.loading(folder, "adapter_model.safetensors"):
+        weights = load_file(Path(folder) / "adapter_model.safetensors")
     heads = [tensor for name, tensor in weights.items() if name.endswith("score.weight")]
     if len(heads) != 1:
         raise SystemExit(f"{folder}: its adapter file has no score head: the scores would be random. Train it again.")
+    if heads[0].ndim != 2 or len(heads[0]) != 1 or not heads[0].isfinite().all():
+        raise SystemExit(f"{folder}: its score head is no row of finite numbers: it is damaged. Train it again.")
     return heads[0][0].float().to(device)
 
 

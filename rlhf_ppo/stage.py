@@ -4,17 +4,15 @@ Adapters (reward model, policy, value model) fit one backbone only, and a wrong 
 names its backbone by a fingerprint, and each stage compares them before it begins.
 """
 
-import hashlib
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import models
-from common.cli import arg
-from common.files import text_table
-from common.hub import resolve_model
+from common import adapters, models
+from common.cli import arg, parse
+from common.files import fingerprint, text_table
+from common.hub import read_object, resolve_model, tensors
 from common.paths import command
 
 
@@ -41,6 +39,13 @@ class LoopArgs(BackboneArgs):
     bf16: bool | None = arg(None, "compute in bfloat16 (default: where the hardware has it, else float32)")
 
 
+def check_configs(*stages):
+    """Refuse a stage's YAML file now, and not after the stages before it. stages: (module, its trainer or None, file)."""
+    for module, trainer, file in stages:
+        if file:
+            parse(module.__file__, module.DEFAULTS, {}, module.Args, trainer, ["--config", file])
+
+
 def sft_model(name: str) -> Path:
     """The folder of a whole model. A LoRA adapter is refused: with adapters off its base would be the reference."""
     folder = Path(name).expanduser()
@@ -51,20 +56,6 @@ def sft_model(name: str) -> Path:
             f"Merge it first: {command('merge.py', '--adapter', folder)}   then give --model the folder that it names."
         )
     return resolve_model(name)
-
-
-def fingerprint(path: Path) -> str:
-    """A digest of a model: its config, and 64 pieces of 64 KB from each weight file. Adapters name it, so that an
-    adapter on the wrong backbone is an error and not a bad score. Reads a few MB, whatever the model's size."""
-    state = hashlib.sha256((path / "config.json").read_bytes())
-    for file in sorted(path.glob("*.safetensors")):
-        size = file.stat().st_size
-        state.update(str(size).encode())
-        with open(file, "rb") as content:
-            for piece in range(64):
-                content.seek(size * piece // 64)
-                state.update(content.read(65536))
-    return state.hexdigest()[:16]
 
 
 def check_quantization(args):
@@ -79,15 +70,27 @@ def read_reward(folder, path) -> dict:
     """reward.json of a reward model: mean and std of its scores and what was measured. Stops where it was trained on
     another backbone than the model in `path`."""
     folder = Path(folder).expanduser()
-    if not (folder / "reward.json").is_file():
+    if not (folder / "reward.json").exists():
         raise SystemExit(
             f"{folder} holds no reward model (no reward.json). Give the folder that train_reward.py named."
         )
-    reward = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+    numbers = dict(sft_mean=(int, float), sft_std=(int, float))
+    reward = read_object(folder / "reward.json", model=str, fingerprint=str, quantization=str, **numbers)
+    if not all(adapters.finite(reward[name]) for name in numbers) or reward["sft_std"] <= 0:
+        raise SystemExit(
+            f"{folder / 'reward.json'}: sft_mean and sft_std are no mean and spread of scores: it is damaged."
+        )
     if reward["fingerprint"] != fingerprint(path):
         raise SystemExit(
             f"{folder} was trained on another model than {path} ({reward['model']}). An adapter fits one backbone only: "
             "train the reward model on the merged SFT model that PPO starts from."
+        )
+    adapters.check(folder, path, adapters.read_record(folder).get("arguments"))
+    weights, width = tensors(folder / adapters.WEIGHTS), read_object(path / "config.json").get("hidden_size")
+    if (heads := [each["shape"] for name, each in weights.items() if name.endswith("score.weight")]) != [[1, width]]:
+        raise SystemExit(
+            f"{folder / adapters.WEIGHTS}: its score heads are {heads}, and not one of 1 x {width}: the scores would be random. "
+            "Train the reward model again."
         )
     return reward
 

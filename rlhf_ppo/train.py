@@ -27,6 +27,7 @@ from common import device
 from common.cli import arg, parse
 from common.files import read_json
 from common.paths import DEMO_MODEL, command
+from stage import check_configs
 
 DEFAULTS = dict(
     model="Qwen/Qwen2.5-0.5B-Instruct",  # small: PPO samples as much as it trains
@@ -52,6 +53,11 @@ class Args:
 def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
+    check_configs(
+        (train_reward, None, args.reward_config),
+        (train_ppo, None, args.ppo_config),
+        (train_grpo, "trl:GRPOConfig", args.grpo_config),
+    )
     began = time.time()
     demo = ["--demo"] if "--demo" in argv else []
 

@@ -49,6 +49,7 @@ DEFAULTS = dict(
     save_steps=20,  # updates that a crash can cost; a stop by SIGTERM or Ctrl-C saves at once
     save_total_limit=2,
     logging_steps=1,
+    logging_nan_inf_filter=False,  # a NaN should be seen
     seed=3407,
     disable_tqdm=True,  # watch.py has a bar of its own
     report_to=["none"],
@@ -155,9 +156,7 @@ def main(argv=None) -> Path:
         if not run.checkpoint:
             run.note(before=examples(*show))
             model.set_adapter("default")
-        else:
-            run.cut_metrics(runs.number_of(run.checkpoint))
-        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+        run.go_on(trainer)
         run.plot("grpo.png", PANELS)
         run.end_if_stopped()
         save_adapter(model, "default", tokenizer, run.folder)

@@ -166,9 +166,11 @@ class Backbone:
         from transformers import set_seed
 
         from backbone import add_adapter, load_backbone
+        from common.finite import GradientGuard
         from common.speed import lora
         from scoring import reward_head
 
+        self.guard = GradientGuard()
         set_seed(args.seed)  # LoRA's A is random
         # Dropout 0: with it the same tokens would have other log-probabilities in the update than in the rollout.
         shared = dict(task_type="CAUSAL_LM", lora_dropout=0.0, target_modules=LINEAR)
@@ -309,9 +311,8 @@ def optimize(backbone, optimizer, roll, pad, args, update):
         for minibatch in (order[start : start + size] for start in range(0, count, size)):
             step = minibatch_gradients(backbone, roll, minibatch, pad, args, update > args.value_warmup)
             for name, parameters in (("policy", backbone.policy_parameters), ("value", backbone.value_parameters)):
-                step[f"grad_{name}"] = clip_grad_norm_(parameters.values(), args.max_grad_norm)
-            # One gradient that is not a number, and every weight is none: such a step is left out.
-            if all(step[f"grad_{name}"].isfinite() for name in ("policy", "value") if f"grad_{name}" in step):
+                step[f"grad_{name}"] = clip_grad_norm_(parameters.values(), args.max_grad_norm or math.inf)
+            if backbone.guard.takes(step["grad_policy"] + step["grad_value"], update):
                 optimizer.step()
             optimizer.zero_grad()
             seen.append(step)
@@ -392,6 +393,7 @@ def train(backbone, tokenizer, prompts, args, run):
     from tqdm import tqdm
 
     from backbone import save_adapter
+    from common.finite import check_weights
 
     trained = backbone.policy_parameters | backbone.value_parameters
     groups = [
@@ -418,6 +420,7 @@ def train(backbone, tokenizer, prompts, args, run):
         if args.snapshot_every and update % args.snapshot_every == 0:
             save_adapter(backbone.model, "policy", tokenizer, run.folder / f"snapshot-{update}")
         if update % args.save_every == 0 or run.stop:
+            check_weights(trained.items(), run.folder)
             weights = {name: parameter.detach().cpu() for name, parameter in trained.items()}
             state = {"weights": weights, "optimizer": optimizer.state_dict(), "kl_coef": kl_coef}
             run.save_state(update, state | {"mean": backbone.mean, "std": backbone.std})

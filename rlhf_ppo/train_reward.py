@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import device, models
+from common import device, hub, models
 from common.cli import LINEAR, arg, parse
 from common.files import write_json
 from common.paths import DEMO_MODEL, command
@@ -123,8 +123,10 @@ def classifier(path, args):
     set_seed(args.seed)  # head and LoRA's A are random
     dtype = compute_dtype(args)
     four_bit = NF4 | dict(bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=["score"])  # the head is trained
-    model = AutoModelForSequenceClassification.from_pretrained(
-        str(path),
+    model = hub.load(
+        AutoModelForSequenceClassification,
+        path,
+        fresh=["score.weight"],
         num_labels=1,
         dtype=dtype,
         quantization_config=BitsAndBytesConfig(**four_bit) if args.quantization == "4bit" else None,
@@ -156,8 +158,10 @@ def train(model, train_pairs, eval_pairs, tokenizer, args, run):
     from tqdm import tqdm
 
     from backbone import pad_right
+    from common.finite import GradientGuard, check_weights
     from scoring import scores_of
 
+    guard = GradientGuard()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=args.learning_rate, weight_decay=0.0)
     steps_per_epoch = math.ceil(len(train_pairs) / args.batch_size)
@@ -188,8 +192,9 @@ def train(model, train_pairs, eval_pairs, tokenizer, args, run):
             (loss.sum() / len(batch)).backward()
             losses += loss.sum().item() / len(batch)
             margins += margin.tolist()
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), args.max_grad_norm).item()
-        optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), args.max_grad_norm or math.inf).item()
+        if guard.takes(norm, step):
+            optimizer.step()
         optimizer.zero_grad()
         accuracy = sum(m > 0 for m in margins) / len(margins)
         metrics = dict(loss=losses, accuracy=accuracy, margin=statistics.fmean(margins), grad_norm=norm, lr=rate)
@@ -199,6 +204,7 @@ def train(model, train_pairs, eval_pairs, tokenizer, args, run):
         run.log(step, tidy(metrics | {"seconds": time.time() - began}))
         bar.set_postfix(loss=f"{losses:.3f}", accuracy=f"{accuracy:.2f}")
         if step % args.save_every == 0 or run.stop:
+            check_weights(trained.items(), run.folder)
             weights = {name: p.detach().cpu() for name, p in trained.items()}
             run.save_state(step, {"weights": weights, "optimizer": optimizer.state_dict()})
         run.end_if_stopped()
@@ -239,6 +245,7 @@ def main(argv=None) -> Path:
     eval_rows = encode_pairs(eval_pairs, tokenizer, *fit, "held-out pairs")
 
     from common import runs  # torch is loaded from here on: what can be wrong above has been said
+    from common.finite import check_weights
     from scoring import score_rows
 
     inputs = {"model": fingerprint(path), "data": runs.digest([train_rows, eval_rows])}
@@ -258,6 +265,7 @@ def main(argv=None) -> Path:
         probe = score_rows(
             model, head_of(model), side_rows(train_rows[:4], tokenizer.eos_token_id), tokenizer.pad_token_id
         )
+        check_weights(((name, p) for name, p in model.named_parameters() if p.requires_grad), run.folder)
         model.save_pretrained(run.folder)
         tokenizer.save_pretrained(run.folder)
         (run.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

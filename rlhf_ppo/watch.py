@@ -1,4 +1,4 @@
-"""What one watches of train_grpo.py: numbers in metrics.jsonl, a progress bar, plots; and a checkpoint where a signal stops it."""
+"""What one watches of train_grpo.py: numbers in metrics.jsonl, a progress bar, plots."""
 
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -32,8 +32,6 @@ class Watcher(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.bar.update()
-        if self.run.stop:
-            control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **_):
         self.run.plot("grpo.png", PANELS)

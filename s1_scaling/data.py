@@ -1,35 +1,37 @@
-"""Read reasoning traces from wherever they are, check them, split them, and compare answers.
+"""Read reasoning traces from wherever they are, check them, and split them.
 
     python data.py --check DATA        what is in it, what is wrong with it and where
 
 A row is {"question", "trace", "answer", "domain", "source"}; GSM8K's (solution #### answer) and s1K's columns are taken
-as they are. DATA: a folder with train.jsonl and test.jsonl (or Parquet), one such file, or a name on the hub. Without
-it: S1_SCALING_DATA_DIR, DATA_DIR/s1_scaling, hub.
+as they are. Trained on is the answer; in s1K that is the teacher's attempt, right or wrong, as s1 did. Graded is by `gold`,
+which s1K has in its column `solution`; a row without one is graded by its answer.
+
+DATA: a folder with train.jsonl and test.jsonl (or Parquet), one such file, or a name on the hub. Without it:
+S1_SCALING_DATA_DIR, DATA_DIR/s1_scaling, hub.
 """
 
 import argparse
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 from common.cli import arg
+from common.grading import answer_of, is_right, short_answer
 from common.paths import load_env
-from common.rows import default_source, hold_out, read_splits, text_fault
+from common.rows import default_source, format_report, hold_out, keep, object_of, read_splits, text_of
 
 HUB_NAME = "simplescaling/s1K-1.1"  # the thousand that s1.1 was trained on
 COLUMNS = ("question", "trace", "answer")
-# Where a released s1K file has them; a trace may be a list of one.
-S1K = {
-    "trace": ("deepseek_thinking_trajectory", "thinking_trajectories", "gemini_thinking_trajectory"),
-    "answer": ("deepseek_attempt", "attempt", "gemini_attempt"),
-    "domain": ("cot_type",),
-    "source": ("source_type",),
-}
-EXAMPLES = 10  # problems described; the counts say how many there are
-# <|im_start|> inside a trace would end the thinking in the middle of it: tokenizers take the text for the token.
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+# Where a released s1K file has a teacher's trace, which may be a list of one, and the same teacher's answer.
+TEACHERS = (
+    ("deepseek_thinking_trajectory", "deepseek_attempt"),
+    ("thinking_trajectories", "attempt"),
+    ("gemini_thinking_trajectory", "gemini_attempt"),
+)
+S1K = {"domain": "cot_type", "source": "source_type"}
+EXAMPLES = 10  # teachers' wrong answers shown; the count says how many there are
 NGRAM = 8  # words in a row that two different problems seldom share
 
 
@@ -50,19 +52,24 @@ class DataArgs:
 
 
 def load(source) -> dict:
-    """Raw rows by split ("train", "test"), unchecked."""
+    """Raw rows with their places by split ("train", "test"), unchecked."""
     return read_splits(source, "main" if source == "openai/gsm8k" else None)
 
 
 def standard(row):
-    """A raw row under our column names. GSM8K keeps solution and answer in one text."""
-    if not isinstance(row, dict):
-        return row
+    """A raw row under our column names. GSM8K keeps solution and answer in one text; s1K has what a teacher tried, which
+    is the answer here, and a solution, whose answer is gold ("" where none can be found in it)."""
     row = dict(row)
-    for name, others in S1K.items():
-        for other in others:
-            if row.get(name) is None and row.get(other):
-                row[name] = row[other][0] if isinstance(row[other], list) else row[other]
+    row |= {name: row[other] for name, other in S1K.items() if row.get(name) is None and row.get(other)}
+    if row.get("answer") is None:
+        solution = row.get("solution")
+        solution = "" if solution is None else str(solution)
+        for trace, attempt in TEACHERS:
+            if row.get(trace) and row.get(attempt) and not row.get("trace"):
+                first = row[trace][0] if isinstance(row[trace], list) else row[trace]
+                row |= {"trace": first, "answer": row[attempt], "gold": answer_of(solution)}
+        if row.get("answer") is None and solution:  # a test set, which needs no teacher
+            row |= {"answer": solution, "gold": answer_of(solution)}
     answer = row.get("answer")
     if isinstance(answer, str) and answer.count("####") == 1:
         solution, row["answer"] = map(str.strip, answer.split("####"))
@@ -71,60 +78,27 @@ def standard(row):
 
 
 def check(row, needed=COLUMNS):
-    """(reason or None, what was found) of a standard row."""
-    if not isinstance(row, dict):
-        return "wrong type", f"expected an object with {', '.join(needed)}, got {type(row).__name__}"
-    for name in needed:
-        if fault := text_fault(row, name):
-            return fault
-        if token := CONTROL_TOKEN.search(row[name]):
-            return "delimiter", f"column {name}: {token[0]}, which would end the thinking or the turn there"
-    return None, None
+    """A raw row's stripped texts under the names of `needed`, a domain, a source, and its trace if there is one. Raises Bad."""
+    row = standard(object_of(row, *needed))
+    clean = {"domain": str(row.get("domain") or "all"), "source": str(row.get("source") or "")}
+    if "trace" not in needed and row.get("trace"):
+        clean["trace"] = str(row["trace"])
+    if row.get("gold") is not None:
+        clean["gold"] = str(row["gold"]).strip()
+    return clean | {name: text_of(row, name) for name in needed}
 
 
 def clean(raw, source, needed=COLUMNS):
-    """(usable rows, report) of raw rows. A row has stripped texts under the names of `needed`, a domain, a source, and its
-    trace if there is one.
-
-    Report: source, rows, kept, dropped (reason -> count), problems (text). Raises SystemExit where a column is missing
-    altogether or no row is usable.
-    """
-    raw = [standard(row) for row in raw]
-    columns = {name for row in raw if isinstance(row, dict) for name in row}
-    for name in needed:
-        if columns and name not in columns:
-            raise SystemExit(f"{source}: no column {name!r}. Columns found: {', '.join(sorted(map(str, columns)))}.")
-    rows, report = [], {"source": source, "rows": len(raw), "dropped": Counter(), "problems": []}
-    for number, row in enumerate(raw, 1):
-        reason, found = check(row, needed)
-        if reason is None:
-            known = {"domain": str(row.get("domain") or "all"), "source": str(row.get("source") or "")}
-            trace = {"trace": str(row["trace"])} if row.get("trace") else {}
-            rows.append(known | trace | {name: row[name].strip() for name in needed})
-            continue
-        report["dropped"][reason] += 1
-        if report["dropped"][reason] <= EXAMPLES:
-            report["problems"].append(f"{source}: row {number}: {found}; row dropped: {reason}")
-    report["kept"] = len(rows)
-    if not rows:
-        raise SystemExit(f"{format_report(report)}\n{source}: no usable row in it.")
-    return rows, report
-
-
-def format_report(report):
-    """The report of `clean` as text."""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
-    line = f"{report['source']}: {report['rows']:,} rows, {report.get('kept', 0):,} kept"
-    return "\n".join([line + (f"; dropped: {reasons}" if reasons else ""), *report["problems"]])
+    """(usable rows, report) of raw rows with their places, as common.rows.keep gives them. Raises SystemExit."""
+    return keep(
+        raw, partial(check, needed=needed), source, key=lambda row: (row["question"], row.get("answer")), needed=()
+    )
 
 
 def split(rows, ratio, seed):
     """(training rows, held-out rows). Rows with the same question stay on one side, so nothing leaks."""
     held = hold_out(sorted({row["question"] for row in rows}), ratio, seed)
-    sides = {True: [], False: []}
-    for row in rows:
-        sides[row["question"] in held].append(row)
-    return sides[False], sides[True]
+    return [row for row in rows if row["question"] not in held], [row for row in rows if row["question"] in held]
 
 
 def load_splits(args):
@@ -137,6 +111,8 @@ def load_splits(args):
     if "train" in splits:
         train, report = clean(splits["train"], f"{source}: train")
         print(format_report(report))
+        if said := teachers_errors(train):
+            print(said)
     if "test" not in splits:
         return split(train, args.eval_ratio, args.split_seed)
     test, report = clean(splits["test"], f"{source}: test", ("question", "answer"))
@@ -144,33 +120,31 @@ def load_splits(args):
     return train, test
 
 
-# -- answers
+# -- golds
 
 
-def normalise(text):
-    """An answer as it is compared: "$1,600.00", "1600." and "１６００" are "1600"; "Answer: Friday." is "friday"."""
-    text = unicodedata.normalize("NFKC", text).translate(str.maketrans({"−": "-", "–": "-", "—": "-"}))
-    boxed = re.findall(r"\\boxed\{([^{}]*)\}", text)
-    text = re.sub(r"^\s*(final )?answer\s*:", "", boxed[-1] if boxed else text, flags=re.I).strip(" \n\t.*").lower()
-    text = re.sub(r"\s+", " ", text).replace(" and ", " ")
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text).replace("$", "")
-    text = re.sub(r"(?<![\d.:])(-?\d+)\.0+(?![\d])", r"\1", text)
-    return re.sub(r"^(-?)0+(?=\d+$)", r"\1", text)
+def gold_of(row):
+    """What an answer to this question is compared with; "" where nothing can be."""
+    return row.get("gold", row.get("answer", ""))
 
 
-def short_answer(text, gold):
-    """What a text answers: its last number where the gold answer is one, else its end, as long as the gold answer is."""
-    text, gold = normalise(text), normalise(gold)
-    if re.fullmatch(r"-?\d+(\.\d+)?", gold):
-        numbers = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text)
-        return normalise(numbers[-1]) if numbers else ""
-    found = re.search(rf"(?<![\w:.]){re.escape(gold)}$", text)
-    return gold if found else text
+def with_gold(rows):
+    """The rows that can be graded; how many cannot is said. Asked for a proof, no answer is wrong, and none is right."""
+    kept = [row for row in rows if gold_of(row)]
+    if len(kept) < len(rows):
+        print(f"{len(rows) - len(kept):,} of {len(rows):,} solutions have no answer that could be compared: not graded")
+    return kept
 
 
-def is_right(text, gold):
-    """Whether a text ends in the gold answer (a number: whether its last number is that)."""
-    return bool(normalise(gold)) and short_answer(text, gold) == normalise(gold)
+def teachers_errors(rows):
+    """A text: how many of the answers that are trained on are not what the data set's solution says. "" without solutions."""
+    known = [row for row in rows if row.get("gold")]
+    wrong = [row for row in known if not is_right(row["answer"], row["gold"])]
+    lines = [f"{len(wrong):,} of {len(known):,} teacher's answers are not the solution's: trained on, but never gold"]
+    for row in wrong[:EXAMPLES]:
+        said = short_answer(row["answer"], row["gold"])[-60:]
+        lines.append(f"  solution {row['gold']!r}, teacher {said!r}: {row['question'][:60]!r}")
+    return "\n".join(lines) if known else ""
 
 
 # -- questions

@@ -25,7 +25,8 @@ from budget import Budget, check_context, context_of, force, hf_engine, vllm_eng
 from common import device, models
 from common.cli import ModelArgs, arg, parse
 from common.files import write_json, write_lines
-from data import DataArgs, clean, format_report, is_right, load, load_splits, normalise, short_answer
+from common.grading import is_right, normalise, short_answer
+from data import DataArgs, clean, format_report, gold_of, load, load_splits, with_gold
 from prompt import answer_text, marks, prompt_ids
 
 DEFAULTS = dict(
@@ -77,7 +78,7 @@ def measure(gen_of, tokenizer, mark, rows, args):
     gen_of(temperature) -> gen. Runs: caps, refused ends, votes. tokens of a vote are those of all its samples.
     """
     prompts = prompt_ids(tokenizer, rows)
-    golds = [row["answer"] for row in rows]
+    golds = [gold_of(row) for row in rows]
 
     def answer(row):
         return answer_text(tokenizer, row["answer"])
@@ -148,7 +149,9 @@ def main(argv=None):
         device.need_vllm()
     run = models.open_run(args.adapter, args.model, record=args.data is None)
     rows, source = test_rows(args.data, run.arguments)
-    rows = rows[: args.limit]
+    rows = with_gold(rows)[: args.limit]
+    if not rows:
+        raise SystemExit(f"{source}: no question with an answer to compare with.")
     tokenizer = models.load_tokenizer(run.adapter)
     mark = marks(tokenizer)
     check_context(prompt_ids(tokenizer, rows), Budget(args.max_think, 0, args.max_answer), mark, context_of(run.base))
@@ -175,7 +178,7 @@ def main(argv=None):
     told = [{name: value for name, value in each.items() if name != "texts"} for each in runs]
     write_json(out / "results.json", {"facts": facts, "summary": found, "runs": told})
     pairs = [
-        {"question": row["question"], "gold": row["answer"]} | {each["name"]: each["texts"][n] for each in runs}
+        {"question": row["question"], "gold": gold_of(row)} | {each["name"]: each["texts"][n] for each in runs}
         for n, row in enumerate(rows)
     ]
     write_lines(out / "predictions.jsonl", pairs)

@@ -16,7 +16,8 @@ from pathlib import Path
 from common import hub, models
 from common.files import save_figure, text_table, write_json, write_lines
 from common.paths import load_env
-from common.rows import read_lines
+from common.rows import CONTROL, Bad, read_lines
+from common.settings import in_range
 from data import COLUMNS, check, clean, grams, key, load, new_files, standard, words
 
 # What s1 dropped as badly formatted: a question that needs a picture, or that is a piece of a numbered sheet.
@@ -68,13 +69,12 @@ def funnel(raw, count, against=(), grades=None, trusted=(), seed=0, length=words
         raise SystemExit("the pool is empty: nothing to choose from.")
     if count < 1:
         raise SystemExit(f"--select {count}: at least one row must be chosen.")
-    clean_columns = {name for row in map(standard, raw) if isinstance(row, dict) for name in row}
+    rows = [standard(row) if isinstance(row, dict) else row for row in raw]
+    columns = {name for row in rows if isinstance(row, dict) for name in row}
     for name in COLUMNS:
-        if name not in clean_columns:
-            raise SystemExit(
-                f"the pool has no column {name!r}. Columns found: {', '.join(sorted(map(str, clean_columns)))}."
-            )
-    rows, stages = [standard(row) for row in raw], [{"stage": "pool", "kept": len(raw), "dropped": {}}]
+        if name not in columns:
+            raise SystemExit(f"the pool has no column {name!r}. Columns found: {', '.join(sorted(map(str, columns)))}.")
+    stages = [{"stage": "pool", "kept": len(raw), "dropped": {}}]
 
     def stage(name, reason_of):
         nonlocal rows
@@ -97,15 +97,21 @@ def funnel(raw, count, against=(), grades=None, trusted=(), seed=0, length=words
         seen.add(key(question))
         return "test question" if grams(question) & banned else None
 
+    def fault(row):
+        try:
+            check(row)
+        except Bad as bad:
+            return bad.args[0]
+
     def complete(row):
-        reason = check(row)[0]
-        return reason if reason != "delimiter" else None
+        reason = fault(row)
+        return reason if reason != CONTROL else None
 
     def well_formed(row):
         for name, pattern in BAD_FORM.items():
             if pattern.search(row["question"]):
                 return name
-        return check(row)[0]
+        return fault(row)
 
     def difficult(row):
         if grades is None:
@@ -202,13 +208,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--select", type=int, metavar="K", required=True, help="choose K rows")
+    parser.add_argument("--select", type=in_range("select"), metavar="K", required=True, help="choose K rows")
     parser.add_argument("--pool", metavar="FILE", required=True, help="JSONL or Parquet to choose from")
     parser.add_argument("--against", nargs="+", metavar="FILE", help="test sets (default: test.jsonl beside the pool)")
     parser.add_argument("--grades", nargs="+", metavar="FILE", help="what grade.py wrote")
     parser.add_argument("--trusted", nargs="+", default=[], metavar="SOURCE", help="sources taken before the lot")
     parser.add_argument("--model", help="whose tokens count as a trace's length (default: words, digits and signs)")
-    parser.add_argument("--seed", type=int, default=0, help="of the lot")
+    parser.add_argument("--seed", type=in_range("seed"), default=0, help="of the lot")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for what is made")
     args = parser.parse_args(argv)
     load_env()
@@ -221,7 +227,7 @@ def main(argv=None):
         banned += [row["question"] for row in clean(raw, source, ("question",))[0]]
     if not banned:
         print("no test questions were given: nothing is known about overlap. --against FILE ... names them")
-    raw = load(args.pool).get("train", [])
+    raw = [row for _, row in load(args.pool).get("train", [])]
     grades = read_grades(args.grades)
     if grades is None:
         print("no --grades: the stage 'difficult' keeps all. grade.py writes them")

@@ -17,9 +17,10 @@ from budget import Budget, force, hf_engine
 from common import device, models
 from common.cli import ModelArgs, arg, parse
 from common.files import replace_text
+from common.grading import is_right
 from common.hub import choose_quantization, resolve_model
-from common.rows import read_lines
-from data import clean, format_report, is_right, key
+from common.rows import read
+from data import clean, format_report, gold_of, key, with_gold
 from prompt import answer_text, marks, prompt_ids
 from train import NF4
 
@@ -109,12 +110,7 @@ def grade(ask, rows, grader, out, chunk):
         part = todo[start : start + chunk]
         texts = ask(part)
         made = [
-            {
-                "id": key(row["question"]),
-                "grader": grader,
-                "right": is_right(text, row["answer"]),
-                "answer": text[-200:],
-            }
+            {"id": key(row["question"]), "grader": grader, "right": is_right(text, gold_of(row)), "answer": text[-200:]}
             for row, text in zip(part, texts, strict=True)
         ]
         right += sum(each["right"] for each in made)
@@ -130,9 +126,9 @@ def main(argv=None):
         raise SystemExit("--pool FILE and --out FILE are needed: what is asked, and where the grades go.")
     if args.engine == "vllm":
         device.need_vllm()
-    rows, report = clean(read_lines(args.pool), args.pool, ("question", "answer"))
+    rows, report = clean(read(args.pool), args.pool, ("question", "answer"))
     print(format_report(report))
-    unique = list({key(row["question"]): row for row in rows}.values())[: args.limit]
+    unique = list({key(row["question"]): row for row in with_gold(rows)}.values())[: args.limit]
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     from transformers import set_seed

@@ -13,6 +13,7 @@ import random
 from pathlib import Path
 
 from common.files import write_lines
+from common.settings import in_range
 from data import new_files
 from domains import ASKED, LEVELS, TEST_WORDS, WORDS, clock, dates, letters, sums, units
 
@@ -94,7 +95,7 @@ def main(argv=None):
     )
     parser.add_argument("--generate", type=int, metavar="N", required=True, help="rows of the pool, junk included")
     parser.add_argument("--levels", type=int, nargs="+", choices=LEVELS, default=LEVELS, help="how hard")
-    parser.add_argument("--seed", type=int, default=0, help="of the tasks and the junk")
+    parser.add_argument("--seed", type=in_range("seed"), default=0, help="of the tasks and the junk")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for pool.jsonl and test.jsonl")
     args = parser.parse_args(argv)
     least = 2 * (len(SPOILED) + len(COPIED))

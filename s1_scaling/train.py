@@ -27,10 +27,11 @@ from pathlib import Path
 from budget import Budget, check_context, force, hf_engine, text_of
 from common import device, models, tokens
 from common.cli import SftArgs, arg, parse, trainer_config
+from common.grading import is_right
 from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
 from common.speed import fit
-from data import DataArgs, is_right, load_splits, overlap
+from data import DataArgs, gold_of, load_splits, overlap, with_gold
 from prompt import QUESTION, answer_text, encode, marks, prompt_ids
 
 HERE = Path(__file__).resolve().parent
@@ -130,7 +131,7 @@ def measure(model, tokenizer, eval_set, rows, args):
         gen = hf_engine(model, tokenizer, args.backend, args.batch_size, decode=graph.decode)
         made = force(gen, prompt_ids(tokenizer, rows), marks(tokenizer), Budget(args.max_think, 0, args.max_answer))
         answers = [answer_text(tokenizer, one["answer"]) for one in made]
-        right = [is_right(answer, row["answer"]) for answer, row in zip(answers, rows, strict=True)]
+        right = [is_right(answer, gold_of(row)) for answer, row in zip(answers, rows, strict=True)]
         found["accuracy"] = sum(right) / len(rows)
         found["thinking_tokens"] = sum(len(one["think"]) for one in made) / len(rows)
         found["cut_off"] = sum(one["reason"] == "length" for one in made) / len(rows)
@@ -194,7 +195,7 @@ def main(argv=None):
             eval_dataset=eval_set,
             data_collator=packing.collator(tokenizer, args.packing, args.backend),
         )
-        shown = eval_rows[: args.eval_answers]
+        shown = with_gold(eval_rows)[: args.eval_answers]
         before = measure(model, tokenizer, eval_set, shown, args)
         run.train(trainer)
         run.save(trainer, tokenizer)

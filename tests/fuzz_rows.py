@@ -19,9 +19,29 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = 12
 REFUSED = None  # instead of survivors: the whole file has to be refused
 ANY = "any"  # bytes changed at random: whatever happens, it must end in a line
-WORDS = (
-    ["借书", "续借", "逾期", "书架", "读者", "证件", "阅览", "归还", "日期", "地点", "费用", "规则", "the", "library", "opens", "at", "nine", "and", "closes", "at", "six"]
-)
+WORDS = [
+    "借书",
+    "续借",
+    "逾期",
+    "书架",
+    "读者",
+    "证件",
+    "阅览",
+    "归还",
+    "日期",
+    "地点",
+    "费用",
+    "规则",
+    "the",
+    "library",
+    "opens",
+    "at",
+    "nine",
+    "and",
+    "closes",
+    "at",
+    "six",
+]
 FORMATS = {
     "medical": ("csv",),
     "vl_insurance": ("csv", "xlsx", "jsonl"),

@@ -29,6 +29,81 @@ def make_wheel(folder):
     return f"tinywheel==1.0 \\\n    --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
 
+@pytest.fixture
+def make(tmp_path):
+    """Makes a bundle of a tiny task, with flags -> CompletedProcess."""
+    (tmp_path / "index").mkdir()
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/requirements.txt").write_text(make_wheel(tmp_path / "index"))
+    (tmp_path / "tiny/train.py").write_text("")
+    environment = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index")}
+
+    def run(*flags):
+        command = [ROOT / "tools/bundle.sh", tmp_path / "tiny", "--python", VERSION, "--out", tmp_path / "made", *flags]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_it_removes_nothing_that_it_did_not_make(make, tmp_path):
+    for name in ("made.part", "made.wheels"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    (tmp_path / "made.part.sums").write_text("mine")
+    before = {file.name for file in tmp_path.iterdir()}
+    assert make().returncode == 0
+    assert {file.name for file in tmp_path.iterdir()} == before | {"made"}
+    for file in ("made.part/mine.txt", "made.wheels/mine.txt", "made.part.sums"):
+        assert (tmp_path / file).read_text() == "mine"
+
+
+@pytest.mark.parametrize("where", ["rows", "tiny"])
+@pytest.mark.parametrize("kind", ["file", "folder", "relative", "loop", "deep"])
+def test_a_link_that_leads_out_is_named_and_nothing_is_made(make, tmp_path, where, kind):
+    (tmp_path / "home/keys").mkdir(parents=True)
+    (tmp_path / "home/id_rsa").write_text("secret")
+    (tmp_path / "home/keys/id_rsa").write_text("secret")
+    folder = tmp_path / where
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.csv").write_text("a,b\n")
+    link = folder / ("sub/link" if kind == "deep" else "link")
+    targets = {"file": tmp_path / "home/id_rsa", "folder": tmp_path / "home", "relative": Path("../home/keys/id_rsa")}
+    link.symlink_to({"loop": folder, "deep": Path("../../home/id_rsa")}.get(kind) or targets[kind])
+    done = make(*(["--data", folder] if where == "rows" else []))
+    assert done.returncode == 1 and f"{link} is a link to " in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.glob("made*"))
+
+
+def test_links_inside_are_packed_as_files_and_env_files_are_not(make, tmp_path):
+    rows = tmp_path / "rows"
+    (rows / "2026").mkdir(parents=True)
+    (rows / "2026/a.csv").write_text("a,b\n")
+    (rows / "latest").symlink_to("2026")
+    (rows / "a.csv").symlink_to(rows / "2026/a.csv")
+    for private in (".env", "2026/.env.local"):
+        (rows / private).write_text("HF_TOKEN=hf_secret\n")
+    (tmp_path / "by-another-name").symlink_to(rows)  # the folder itself may be a link: it was named
+    done = make("--data", tmp_path / "by-another-name")
+    assert done.returncode == 0, done.stderr
+    packed = {str(file.relative_to(tmp_path / "made/data/tiny")) for file in (tmp_path / "made/data/tiny").rglob("*")}
+    assert packed == {"2026", "2026/a.csv", "latest", "latest/a.csv", "a.csv"}
+    assert not [file for file in (tmp_path / "made").rglob("*") if file.is_symlink()]
+
+
+def test_torch_comes_along_where_the_lock_leaves_it_to_its_own_index(make, tmp_path):
+    lock = tmp_path / "tiny/requirements.txt"
+    (tmp_path / "cpu.txt").write_text(lock.read_text())
+    (tmp_path / "cpu.in").write_text("torch==2.13.0\ntinywheel==1.0\n")
+    with zipfile.ZipFile(tmp_path / "index/torch-2.13.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("torch-2.13.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
+        tag = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr("torch-2.13.0.dist-info/WHEEL", tag)
+    done = make("--lock", tmp_path / "cpu.txt")
+    assert done.returncode == 0 and "2 wheels" in done.stderr, done.stderr
+    digest = hashlib.sha256((tmp_path / "index/torch-2.13.0-py3-none-any.whl").read_bytes()).hexdigest()
+    assert f"torch==2.13.0 --hash=sha256:{digest}\n" in (tmp_path / "made/requirements.txt").read_text()
+
+
 TRAIN = "import os, sys, tinywheel\nprint(tinywheel.ANSWER, sys.argv[1:], os.environ['DATA_DIR'], os.environ['HF_HUB_OFFLINE'])\n"
 
 

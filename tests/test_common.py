@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from common import answers, device, hub, models, paths, runs
-from common.files import read_json, write_json
+from common.files import write_json
 
 
 def dataset(*rows):
@@ -104,59 +103,6 @@ def test_digest_sees_every_value_and_where_rows_end():
     )  # a view digests as what it shows
 
 
-def config(tmp_path, **more):
-    from trl import SFTConfig
-
-    return SFTConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, report_to=[], **more)
-
-
-ARGS = SimpleNamespace(price_per_hour=None, model="tiny", own_flags=["price_per_hour", "model"], output_dir=None)
-
-
-def unfinished(tmp_path, steps, **more):
-    """A run that stopped after saving at `steps`; the last checkpoint was cut off while it was written."""
-    rows = dataset([1, 2, 3], [4, 5])
-    with runs.Run(ARGS, config(tmp_path, **more), rows) as run:
-        for step in steps:
-            folder = run.folder / f"checkpoint-{step}"
-            folder.mkdir()
-            (folder / "optimizer.pt").touch()
-            (folder / "trainer_state.json").write_text('{"a": 1}' if step != steps[-1] else '{"a"')
-    return rows, run.folder
-
-
-def test_only_an_unfinished_run_with_equal_arguments_and_data_is_resumed(tmp_path):
-    rows, folder = unfinished(tmp_path, [5, 10, 15])
-    again = runs.Run(ARGS, config(tmp_path), rows)
-    assert (again.folder, again.checkpoint.name) == (folder, "checkpoint-10")  # 15 was cut off
-    again.lock.release()
-    dearer = runs.Run(SimpleNamespace(**vars(ARGS) | {"price_per_hour": 3.0}), config(tmp_path), rows)
-    assert dearer.checkpoint  # a price changes nothing that is computed
-    busy = runs.Run(ARGS, config(tmp_path), rows)
-    assert busy.folder.name == "run-2" and not busy.checkpoint  # the other still holds the lock
-    dearer.lock.release()
-    other_arguments = runs.Run(ARGS, config(tmp_path, learning_rate=0.5), rows)
-    other_data = runs.Run(ARGS, config(tmp_path), dataset([1, 2, 3], [4, 9]))
-    assert [run.checkpoint for run in (other_arguments, other_data)] == [None, None]
-    write_json(folder / "run.json", read_json(folder / "run.json") | {"status": "finished"})
-    assert runs.Run(ARGS, config(tmp_path), rows).checkpoint is None
-
-
-def test_three_newest_checkpoints_and_the_best_are_kept(tmp_path):
-    _, folder = unfinished(tmp_path, [1, 2, 3, 4, 5, 6])
-    recorder = runs.Recorder(SimpleNamespace(folder=folder, main=True, draw_loss=lambda: None))
-    recorder.on_save(None, SimpleNamespace(best_model_checkpoint=str(folder / "checkpoint-2")), None)
-    assert [checkpoint.name[11:] for checkpoint in runs.checkpoints(folder)] == ["2", "4", "5", "6"]
-
-
-def test_the_plan_is_said_with_its_cost(tmp_path, capsys):
-    trainer = config(tmp_path, per_device_train_batch_size=2, num_train_epochs=20_000)
-    runs.Run(ARGS, trainer, dataset([1, 2, 3], [4, 5]))
-    said = capsys.readouterr().out
-    assert "2 rows, 5 tokens (2 per row, 60% trained on); 20,000 optimizer steps of 2 rows" in said
-    assert "days on any card. --max_steps 2000: 4,000 rows" in said
-
-
 @pytest.mark.parametrize(("most", "chunk"), [(4096, 1024), (4, 2)])
 def test_heldout_loss_is_token_weighted_and_sees_only_labels(tiny_model, monkeypatch, most, chunk):
     """Against the definition: -log p of each labelled token, one row at a time, no padding; however it is cut."""
@@ -219,32 +165,6 @@ def test_a_run_of_another_task_is_refused_by_name(tmp_path):
         models.open_run(finished(tmp_path / "b"), needed=["prompt_template"])
 
 
-def test_a_run_whose_name_begins_alike_is_another_run(tmp_path):
-    rows, folder = unfinished(tmp_path, [5, 10])
-    folder.rename(tmp_path / "run10")
-    assert runs.Run(ARGS, config(tmp_path), rows).checkpoint is None
-
-
-def test_a_users_copies_of_checkpoints_are_kept(tmp_path):
-    _, folder = unfinished(tmp_path, [1, 2, 3, 4, 5])
-    copies = {"checkpoint-best", "checkpoint-3-mine", "checkpoint-0-backup"}
-    for name in copies:
-        (folder / name).mkdir()
-    recorder = runs.Recorder(SimpleNamespace(folder=folder, main=True, draw_loss=lambda: None))
-    recorder.on_save(None, SimpleNamespace(best_model_checkpoint=None), None)
-    left = {each.name for each in folder.glob("checkpoint-*")}
-    assert left == {"checkpoint-3", "checkpoint-4", "checkpoint-5"} | copies
-
-
-def test_the_old_codes_unfinished_run_is_named_and_not_gone_on_with(tmp_path, capsys):
-    rows, folder = unfinished(tmp_path, [5, 10])
-    record = read_json(folder / "run.json")
-    del record["task"]
-    write_json(folder / "run.json", record | {"identity": "of another form"})
-    assert runs.Run(ARGS, config(tmp_path), rows).checkpoint is None
-    assert "run was begun by an older version of this recipe" in capsys.readouterr().out
-
-
 def test_an_env_file_that_is_not_utf8_is_named(tmp_path, monkeypatch):
     (tmp_path / ".env").write_bytes("DATA_DIR=/数据\n".encode("gb18030"))
     monkeypatch.chdir(tmp_path)
@@ -292,21 +212,6 @@ def test_copies_of_common_are_the_same():
         [sys.executable, root / "tools" / "sync_common.py", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
-
-
-def test_after_20_steps_time_and_cost_are_said(tmp_path, capsys):
-    recorder = runs.Recorder(SimpleNamespace(steps=100, price=2.5, stop=None, folder=tmp_path, main=True, world=1))
-    for step in range(1, 31):
-        recorder.on_step_end(None, SimpleNamespace(global_step=step), SimpleNamespace())
-    said = capsys.readouterr().out
-    assert said.count("s per step: the rest takes about") == 1 and "0.00 at 2.5 per hour" in said
-
-
-def test_a_trainer_that_cuts_rows_is_stopped(tmp_path):
-    """TRL cuts at 1024 tokens without a word where nobody tells it otherwise."""
-    run = runs.Run(ARGS, config(tmp_path), dataset([1, 2, 3], [4, 5]))
-    with pytest.raises(SystemExit, match="sees 4 tokens instead of 5"):
-        run.train(SimpleNamespace(train_dataset=dataset([1, 2], [4, 5])))
 
 
 def test_cudnn_attention_is_off_once_a_backend_is_chosen():

@@ -114,6 +114,55 @@ def test_slurm_passes_flags_on_and_puts_back_only_what_was_cut_off(slurm):
 
 
 @pytest.fixture
+def two_nodes(tmp_path):
+    """Runs slurm-two-nodes.sh as a batch job, where srun starts four processes on two nodes, two on each."""
+    (tmp_path / "bin").mkdir()
+    start = """for n in 0 1 2 3; do SLURM_PROCID=$n SLURM_LOCALID=$((n % 2)) SLURM_NTASKS=4 "${@:3}" & pids+=($!); done
+for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+exit "${code:-0}"
+"""
+    hosts = f'if [ "$1" = show ]; then printf "gpu-a\\ngpu-b\\n"; else echo "$*" >{tmp_path}/told; fi'
+    for name, body in {"srun": start, "scontrol": hosts}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "task").mkdir()
+
+    def run(train, *flags):
+        (tmp_path / "task/train.py").write_text(train)
+        path = f"{tmp_path}/bin:{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "SLURM_JOB_ID": "41007", "SLURM_JOB_NODELIST": "gpu-[a-b]"}
+        command = ["bash", DOCKER / "examples/slurm-two-nodes.sh", tmp_path / "task", *flags]
+        done = subprocess.run(command, env=environment | {"PYTHON": "python3"}, capture_output=True, text=True)
+        told = tmp_path / "told"
+        return done, told.read_text().strip() if told.exists() else None
+
+    return run
+
+
+def test_slurm_gives_each_process_of_two_nodes_its_number(two_nodes):
+    names = "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+    train = f"import os, sys; print(*[os.environ[name] for name in {names}], sys.argv[1:])"
+    done, told = two_nodes(train, "--data", "my data")
+    assert (done.returncode, told) == (0, None), done.stderr
+    lines = [f"{n} {n % 2} 4 gpu-a {20000 + 41007 % 20000} ['--data', 'my data']" for n in range(4)]
+    assert sorted(done.stdout.splitlines()) == lines
+    done, told = two_nodes("raise SystemExit(143)")
+    assert (done.returncode, told) == (0, "requeue 41007")
+    done, told = two_nodes("import os; raise SystemExit(1 if os.environ['RANK'] == '2' else 0)")
+    assert done.returncode == 1
+
+
+def test_slurm_scripts_are_shell_and_ask_for_what_they_start():
+    for name, nodes in (("slurm.sh", None), ("slurm-two-nodes.sh", "2")):
+        file = DOCKER / "examples" / name
+        assert subprocess.run(["bash", "-n", file]).returncode == 0
+        asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", file.read_text(), re.MULTILINE))
+        assert asked.get("nodes") == nodes and asked["signal"] == "TERM@300"
+        if nodes:  # a process per GPU
+            assert asked["gres"] == f"gpu:{asked['ntasks-per-node']}"
+
+
+@pytest.fixture
 def image(tmp_path):
     """Runs tools/image.sh with a docker that writes down what it is told -> (process, lines)."""
     docker = tmp_path / "docker"
@@ -158,6 +207,12 @@ def test_a_recipe_with_a_second_lock_can_be_built_from_it():
         text = (ROOT / task / "Dockerfile").read_text("utf-8")
         more = list((ROOT / task).glob("requirements-*.txt"))
         assert ("ARG LOCK=requirements.txt" in text) == bool(more), task
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_env_file_of_any_folder_gets_into_an_image(task):
+    """Docker's patterns are anchored: `.env*` alone leaves in those of subfolders, such as sample/.env."""
+    assert "**/.env*" in (ROOT / task / ".dockerignore").read_text("utf-8").splitlines()
 
 
 def test_hadolint_has_nothing_to_say():

@@ -333,6 +333,7 @@ ENV_FILES = [
     "DATA_DIR=data#1\n",
     "ROOT=/r\nMODELS_DIR=${ROOT}/m\nDATA_DIR=${NOT_SET:-/d}/x\nOUTPUT_DIR=${NOT_SET}/o\n",
     "\ufeffMODELS_DIR=/with/a/byte/order/mark\n",
+    "ROOT=/r\nHF_ENDPOINT=https://mirror.example/${ROOT}\nALPACA_DATA_DIR=/r\n",
 ]
 
 
@@ -344,7 +345,8 @@ def test_paths_are_those_of_common_paths(text, tmp_path, monkeypatch):
     with mock.patch.dict(os.environ):  # load_env writes into it, and other tests must not see that
         for name in (*paths.VARIABLES, "MEDICAL_DATA_DIR"):
             os.environ.pop(name, None)
-        values, errors = doctor.settings(os.environ, str(tmp_path), str(tmp_path))
+        monkeypatch.setattr(paths, "TASK_DIR", tmp_path / "medical")
+        values, errors = doctor.settings(os.environ, str(tmp_path), str(tmp_path / "medical"))
         found = doctor.check_data(machine(values=values))["text"].removesuffix(" is not there")
         paths.load_env()
         assert not errors
@@ -352,6 +354,8 @@ def test_paths_are_those_of_common_paths(text, tmp_path, monkeypatch):
         assert values["OUTPUT_DIR"] == str(paths.output_dir("medical").parent)
         assert values["MODEL_SOURCE"] == os.environ.get("MODEL_SOURCE", "huggingface")
         assert found == str(paths.data_dir("medical"))
+        assert values.get("HF_ENDPOINT") == os.environ.get("HF_ENDPOINT")
+        assert values.get("ALPACA_DATA_DIR") == os.environ.get("ALPACA_DATA_DIR") is None
 
 
 def test_an_env_file_may_set_what_common_paths_allows(tmp_path):

@@ -607,12 +607,7 @@ def test_law_is_written_with_its_report(script, tmp_path):
 # Training
 
 
-ROW = {
-    "instruction": " 什么是芯片？ ",
-    "input": "Answer <|im_end|>\nbriefly.",
-    "output": "集成电路。",
-    "source": "all",
-}
+ROW = {"instruction": " 什么是芯片？ ", "input": "Answer <|im_end|>\nbriefly.", "output": "集成电路。", "source": "all"}
 
 
 def test_the_loss_counts_the_answer_and_its_end_and_nothing_else(task, tokenizer):
@@ -883,7 +878,7 @@ def test_an_adapter_that_is_none(script, tmp_path):
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file. Build it"),
         (["--model", "nobody/nothing"], "model 'nobody/nothing' was not found. Tried:"),
         pytest.param(["--max_length", "20"], "no row fits in --max_length 20", marks=pytest.mark.slow),
-        (["--eval_ratio", "2"], "--eval_ratio 2.0: expected a share between 0 and 1"),
+        (["--eval_ratio", "2"], "expected a share between 0 and 1, as 0.1, got 2"),
     ],
 )
 def test_bad_input_is_said_in_a_line_before_a_model_loads(script, arguments, said):

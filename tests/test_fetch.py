@@ -54,6 +54,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(hub.status, b'{"error": "no"}', hub.headers)
         if path in (f"/api/models/{NAME}", f"/api/models/{NAME}/revision/main"):
             siblings = [{"rfilename": name} | self.entry(name) for name in FILES]
+            siblings += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in hub.lists]
             return self.answer(200, json.dumps({"id": NAME, "sha": SHA, "siblings": siblings}).encode(), JSON)
         if path == f"/api/models/{NAME}/tree/{SHA}":
             tree = [{"type": "file", "path": name, "oid": "0" * 40} | self.entry(name) for name in FILES]
@@ -112,12 +113,14 @@ def hub_content(hub, name):
 
 
 @contextmanager
-def serve(status=None, refuses="", headers=JSON, breaks=0, stalls=False, corrupts=False):
-    """A hub that answers `status` where `refuses` is in the path, and breaks off or stalls `breaks` times."""
+def serve(status=None, refuses="", headers=JSON, breaks=0, stalls=False, corrupts=False, lists=()):
+    """A hub that answers `status` where `refuses` is in the path, and breaks off or stalls `breaks` times.
+
+    lists: names that the model's card has besides."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.daemon_threads, server.asked, server.closing = True, [], threading.Event()
     server.status, server.refuses, server.headers = status, refuses, headers
-    server.breaks, server.stalls, server.corrupts = breaks, stalls, corrupts
+    server.breaks, server.stalls, server.corrupts, server.lists = breaks, stalls, corrupts, lists
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}"
     yield server
@@ -231,6 +234,50 @@ def test_half_a_model_of_somebody_elses_is_left_alone_and_named(fetch):
     assert done.returncode == 1
     assert "is not a whole model: model.safetensors is cut off or damaged (1000 bytes)" in done.stderr
     assert (fetch.folder / "model.safetensors").stat().st_size == 1000
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../../victim.json", "{}/victim.json", "a/../../../../victim.json", "..\\..\\victim.json", "C:victim.json"]
+    + ["a//victim.json", "./victim.json", "nul\0.json", "n" * 300 + ".json"],
+)
+def test_a_hub_that_lists_a_path_out_of_the_folder_deletes_and_fetches_nothing(fetch, tmp_path, name):
+    victim = tmp_path / "victim.json"
+    victim.write_text("a file of the user's, of another size than the hub says")
+    with serve(lists=[name.format(tmp_path)]) as hub:
+        done = fetch(hub.url)
+        assert victim.exists() and not fetch.folder.exists()
+        assert done.returncode == 1 and "the hub lists a file" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and not [path for _, path, _ in hub.asked if "/resolve/" in path]
+
+
+def test_the_second_list_of_a_hub_adds_no_file(fetch, monkeypatch):
+    """What the card names is checked; the downloader asks for the list again, which can be another one."""
+    answer = Hub.answer
+
+    def more(self, status, body=b"", headers=()):
+        if "/tree/" in self.path:
+            body = json.dumps([*json.loads(body), {"type": "file", "path": "late.json", "oid": "0" * 40, "size": 2}])
+            body = body.encode()
+        answer(self, status, body, headers)
+
+    monkeypatch.setattr(Hub, "answer", more)
+    with serve() as hub:
+        done = fetch(hub.url)
+        assert done.returncode == 0, done.stderr
+        assert not [path for _, path, _ in hub.asked if "late" in path]
+
+
+@pytest.mark.parametrize("name", ["../victim", "org/..", "/etc/passwd", "org/a/../../b", "org/" + "n" * 300, "org/a\n"])
+def test_a_model_name_is_no_path(fetch, name):
+    done = fetch("http://127.0.0.1:9", name=name)
+    assert done.returncode == 1 and "is not of the form <org>/<name>" in done.stderr
+    assert not fetch.folder.parent.exists()
+
+
+def test_an_unknown_source_is_one_line(fetch):
+    done = fetch("http://127.0.0.1:9", MODEL_SOURCE="hub")
+    assert done.returncode == 1 and done.stderr == "MODEL_SOURCE=hub: expected huggingface or modelscope.\n"
 
 
 def test_a_full_disk_is_said_before_anything_is_fetched(fetch, monkeypatch):

@@ -179,6 +179,58 @@ def test_estimate_leaves_auto_its_choice(monkeypatch, tmp_path, capsys):
     assert "take a smaller --model" in said(capsys, auto=True, model="Qwen/Qwen2.5-72B-Instruct")[24][3]
 
 
+def test_estimate_counts_the_cards_that_accelerate_starts(monkeypatch, tmp_path, capsys):
+    """As `tune` does: --auto splits the step's rows over them, FSDP the weights; settings by hand count for each."""
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    alone = said(capsys, auto=True)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    ddp = said(capsys, auto=True)
+    assert alone[80][3].endswith("8 rows at once") and ddp[80][3].endswith("2 rows at once")
+    assert ddp[80][1] < alone[80][1]
+    assert said(capsys, auto=False)[80][3] == "16-bit, checkpointing, 2 rows at once"  # for each GPU, as TRL counts
+    assert said(capsys, auto=True, rows_per_step=64)[80][3].endswith("16 rows at once")
+    with pytest.raises(SystemExit, match="6 rows per step cannot be split over 4 GPUs"):
+        said(capsys, auto=True, rows_per_step=6)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    large = dict(auto=True, model="Qwen/Qwen2.5-32B-Instruct")
+    sharded = said(capsys, **large)
+    fit.estimate(SimpleNamespace(model="Qwen/Qwen2.5-7B", quantization="auto", lora_r=16, auto=True, max_length=1024,
+                                 per_device_train_batch_size=2, gradient_accumulation_steps=4,
+                                 gradient_checkpointing=True), "max_length")  # fmt: skip
+    assert "each of 4 GPUs (FSDP)" in capsys.readouterr().out
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert sharded[24][0] and sharded[24][3].startswith("16-bit") and not said(capsys, **large)[24][3].startswith("16")
+
+
+def test_the_plan_of_auto_counts_the_cards(monkeypatch):
+    """`tune` on 2 GPUs of 80 GB: 64 rows per step are 32 on each, and FSDP halves the weights that each holds."""
+    import torch
+
+    asked = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fit.device, "card_bytes", lambda: 80 * 10**9)
+    monkeypatch.setattr(fit.device, "varlen_kernel", lambda: None)
+    monkeypatch.setattr(fit.tokens, "lengths", lambda dataset: [100] * 64)
+
+    def choose(path, lengths, rows, r, total, fixed, shards=1):
+        asked.update(rows=rows, shards=shards)
+        return False, False, rows, 1e9
+
+    monkeypatch.setattr(fit, "choose", choose)
+    settings = dict(per_device_train_batch_size=4, gradient_accumulation_steps=16, gradient_checkpointing=True)
+    for sharded, shards in ((None, 1), ("true", 2)):
+        config = SimpleNamespace(**settings, world_size=2, use_cpu=False, use_liger_kernel=False)
+        args = SimpleNamespace(
+            auto=True, rows_per_step=None, given=[], quantization="auto", packing=False, lora_r=16, backend="hf",
+            fused_lora=False,
+        )  # fmt: skip
+        if sharded:
+            monkeypatch.setenv("ACCELERATE_USE_FSDP", sharded)
+        fit.tune(config, args, Path("m"), None)
+        assert asked == {"rows": 32, "shards": shards}
+        assert config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size == 64
+
+
 @pytest.mark.parametrize(
     "script, first",
     [

@@ -65,3 +65,9 @@ def test_a_pin_is_the_same_in_every_recipe(repository):
 
 def test_the_locks_of_this_repository():
     assert lock_check.check(ROOT) == []
+
+
+def test_a_laptops_lock_leaves_torch_out(repository):
+    lock = repository / "requirements-cpu.txt"
+    lock.write_text(lock.read_text().replace("torch==2.13.0\n", ""))
+    assert lock_check.check(repository) == []

@@ -154,9 +154,25 @@ def test_a_number_of_ten_thousand_digits_stops_nothing(r1):
         ("And then...5", "5", 1),
         ("It is 128/2", "64", 1),
         ("It is 8²", "82", 0),
+        ("It is 8²", "64", 1),
+        ("The garden has 96 m^2.", "96", 1),
+        ("The garden has 96 m^2.", "2", 0),
+        ("She keeps 3/7 of it", "7", 0),
+        ("96 (see line 4)", "96", 1),
+        ("So it is +96", "96", 1),
+        ("It is not 96", "96", 0),
+        ("41 + 55", "55", 0),
+        ("41 + 55", "96", 0),
+        ("She leaves at 7:45", "45", 0),
+        (r"So \boxed{\frac{37}{4}}.", "9.25", 1),
+        (r"\boxed{1{,}600}", "1600", 1),
+        (r"Thus $\frac{37}{4}$ kg", "37/4", 1),
+        (r"\boxed{9^{9^{9}}}", "9", 0),
+        ("所以是96个", "96", 1),
+        ("2950 songs on her mp3 player.", "2950", 1),
     ],
 )
-def test_the_last_number_is_graded_by_its_value(r1, text, gold, right):
+def test_what_a_text_answers_is_graded_by_its_value(r1, text, gold, right):
     assert r1.rewards.grade(text, gold) == {"strict": 0.0, "flexible": float(right), "format": 0.0}
 
 
@@ -262,10 +278,13 @@ def test_bad_rows_are_dropped_counted_and_named(r1, tmp_path):
     write(tmp_path, "test.jsonl", problem(7))
     train, test, report = r1.data.read_splits(tmp_path)
     assert [row["gold"] for row in train] == ["1600"] and len(test) == 1
-    assert report["dropped"] == {
+    assert report["splits"]["train"]["dropped"] == {
         "missing": 1, "empty": 1, "no gold": 3, "control token": 1, "broken characters": 1, "wrong type": 1
     }  # fmt: skip
-    assert f"{tmp_path}: train row 4: column answer: expected one '#### number', it ends with 'no mark'" in str(report)
+    assert (
+        f"{tmp_path / 'train.jsonl'}: line 4, column answer: expected one '#### number', it ends with 'no mark'"
+        in r1.data.format_report(report)
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,10 +312,13 @@ def test_bad_rows_are_dropped_counted_and_named(r1, tmp_path):
 def test_every_gold_that_is_kept_can_earn_all(r1, written, gold):
     answer = f"So it is.\n#### {written}"
     assert r1.data.gold_of(answer) == gold
-    reason, _ = r1.data.check({"question": "How many?", "answer": answer})
-    assert reason == ("no gold" if gold is None else None)
-    if gold is not None:
-        row = {"question": "How many?", "answer": answer, "gold": gold}
+    row = {"question": "How many?", "answer": answer}
+    if gold is None:
+        with pytest.raises(r1.data.Bad, match="no gold"):
+            r1.data.check(row)
+    else:
+        row = r1.data.check(row)
+        assert row["gold"] == gold
         assert total(r1, r1.prompt.ideal(row), gold) == 4.0
         assert "1 gold solutions in the form earn 4.0" in r1.rewards.self_test(
             [row], r1.prompt.ideal
@@ -320,7 +342,7 @@ def test_check_and_training_agree(script, tmp_path):
     assert "dropped: 3 no gold, 2 tag of the form" in said[0]
     assert any("6 gold solutions in the form earn 4.0 each" in line for line in said)
     for number in (6, 7, 8, 10, 11):
-        assert f"train row {number}: column answer: " in checked
+        assert f"line {number}, column answer: " in checked
 
 
 @pytest.mark.slow
@@ -337,7 +359,7 @@ def test_a_file_alone_is_split_by_question(r1, tmp_path):
     train, test, _ = r1.data.read_splits(file)
     assert len(train) == 36 and len(test) == 4
     assert not {row["question"] for row in train} & {row["question"] for row in test}
-    with pytest.raises(SystemExit, match="one question only"):
+    with pytest.raises(SystemExit, match="1 different row"):
         r1.data.read_splits(write(tmp_path, "one.jsonl", problem(1), problem(1)))
 
 
@@ -352,9 +374,9 @@ def test_overlap_counts_shared_runs_of_eight_words(r1):
     ("content", "said"),
     [
         ("[1]", "no usable row"),
-        ('{"a" 1}', "line 1, column 6: not JSON"),
-        ("\udcff", "not UTF-8"),
-        ("", "no usable row"),
+        ('{"a" 1}', "line 1: column 6: .*; row dropped: not JSON"),
+        ("\udcff", "neither UTF-8 nor GB18030"),
+        ("", "it is empty"),
     ],
 )
 def test_files_that_cannot_be_read(r1, tmp_path, content, said):
@@ -437,6 +459,18 @@ def test_grades_of_hand_scored_answers(r1):
     ]
     for text, gold, (strict, flexible, shape) in hand:
         assert r1.rewards.grade(text, gold) == {"strict": strict, "flexible": flexible, "format": shape}, text
+
+
+def test_training_needs_no_math_verify(r1):
+    """Rewards are rules that can be read; only what is measured beside them is graded by more."""
+    code = (
+        "import sys; sys.modules['math_verify'] = sys.modules['sympy'] = None\n"
+        "import rewards, subprocess; subprocess.Popen = None\n"
+        "text = '<reasoning>\\n1\\n</reasoning>\\n<answer>\\n5\\n</answer>'\n"
+        "print(sum(rewards.score(text, '5').values()), rewards.grade(text, '5'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=TASK, capture_output=True, text=True)
+    assert done.stdout == "4.0 {'strict': 1.0, 'flexible': 1.0, 'format': 1.0}\n", done.stderr
 
 
 def test_pass_at_k_is_unbiased(r1):
@@ -528,7 +562,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(r1, trainer, ca
     update(1.0)
     assert all(new.isfinite().all() and not torch.equal(old, new) for old, new in zip(before, weights, strict=True))
     assert (watch.skipped, watch.in_a_row) == (1, 0)
-    with pytest.raises(SystemExit, match="five gradients in a row"):
+    with pytest.raises(SystemExit, match="5 gradients in a row"):
         for _ in range(5):
             update(value)
 

@@ -739,10 +739,13 @@ def test_what_no_single_row_shows_is_counted(rlhf, tmp_path, capsys):
     assert report["unused"] == {"tools": 1, "id": 1, "history": 1}
     rlhf.data.main(["--check", str(file), "--out", str(out)])
     shown = capsys.readouterr().out
-    assert "2 pairs contradict an earlier one: the same prompt, the sides swapped (the first: line 4 and line 1)" in shown
+    assert (
+        "2 pairs contradict an earlier one: the same prompt, the sides swapped (the first: line 4 and line 1)" in shown
+    )
     assert "1 pairs repeat an earlier one (the first: line 5 and line 1)" in shown
     assert (
-        "1 pairs have their prompt's text again at the start of both answers" in shown and "(the first: line 7)" in shown
+        "1 pairs have their prompt's text again at the start of both answers" in shown
+        and "(the first: line 7)" in shown
     )
     assert "columns not used: tools (in 1 pairs), id (in 1 pairs), history (in 1 pairs)" in shown
     assert rlhf.data.read_rows(out)[0] == pairs

@@ -394,7 +394,16 @@ def test_questions_in_a_text_file(tmp_path):
 
 
 def test_control_tokens_of_the_models_are_known():
-    tokens = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "<|vision_start|>", "<|reserved_special_token_7|>", "<|fim-prefix|>"]
+    tokens = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        "<|vision_start|>",
+        "<|reserved_special_token_7|>",
+        "<|fim-prefix|>",
+    ]
     assert all(rows.text_fault(f"a {token} b") == ("control token", token) for token in tokens)
     assert rows.text_fault("a < b | c > d, <|>, <||>, x <| y |> z") is None
 

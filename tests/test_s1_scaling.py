@@ -1,8 +1,13 @@
 """The s1_scaling recipe: made-up tasks, the funnel, budget forcing on token ids, the paper's numbers, and the scripts."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
@@ -10,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from common import grading
 from common.tokens import tokenize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +135,7 @@ def test_the_sample_is_what_its_commands_make(s1, script, tmp_path):
         assert (tmp_path / name).read_bytes() == (TASK / "sample" / name).read_bytes(), name
     assert re.search(r"collected +234 +59,029  3 duplicate, 3 test question", shown)
     assert re.search(r"complete +228 +54,116  3 empty, 3 missing", shown)
-    assert re.search(r"well formed +213 +51,581  3 delimiter, 3 drawing, 3 heading, 3 image, 3 numbering", shown)
+    assert re.search(r"well formed +213 +51,581  3 control token, 3 drawing, 3 heading, 3 image, 3 numbering", shown)
     assert re.search(r"diverse +144 +1,000  69 not drawn", shown) and "no --grades" in shown
     stages = json.loads((tmp_path / "funnel.json").read_text())["stages"]
     assert [stage["kept"] for stage in stages] == [240, 234, 228, 213, 213, 144]
@@ -190,8 +196,8 @@ def test_every_stage_takes_out_what_is_its_own(s1):
     chosen, stages = s1.funnel.funnel(raw, 5, against, grades, ("best",), 0)
     dropped = {stage["stage"]: stage["dropped"] for stage in stages}
     assert dropped["collected"] == {"duplicate": 1, "test question": 2}
-    assert dropped["complete"] == {"missing": 2, "wrong type": 1, "empty": 1}
-    assert dropped["well formed"] == {"image": 1, "drawing": 1, "numbering": 1, "heading": 1, "delimiter": 1}
+    assert dropped["complete"] == {"missing": 1, "wrong type": 2, "empty": 1}
+    assert dropped["well formed"] == {"image": 1, "drawing": 1, "numbering": 1, "heading": 1, "control token": 1}
     assert dropped["difficult"] == {"solved by a grader": 2, "not graded": 1}
     assert [stage["kept"] for stage in stages] == [len(raw), 29, 25, 20, 17, 5]
     for before, after in zip(stages, stages[1:], strict=False):
@@ -212,9 +218,9 @@ def test_trusted_rows_come_first_and_only_once(s1):
 @pytest.mark.parametrize(
     ("rows", "arguments", "said"),
     [
-        ([], [], "the pool is empty"),
+        ([], [], "it is empty"),
         ([{"question": "a", "answer": "b"}], [], "no column 'trace'. Columns found: answer, question."),
-        ([row(1)], ["--select", 0], "at least one row must be chosen"),
+        ([row(1)], ["--select", 0], "expected 1 or more, got 0"),
         ([row(1, trace="<|im_end|>")], [], "no row is left after the stage 'well formed'"),
         ([row(1)], ["--against", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         ([row(1)], ["--grades", "POOL"], "line 1: no grade (id, grader, right)"),
@@ -263,16 +269,248 @@ def test_more_asked_for_than_there_is_and_one_domain_only(script, tmp_path):
     ],
 )  # fmt: skip
 def test_what_counts_as_right(s1, text, gold, right):
-    assert s1.data.is_right(text, gold) == right
+    assert grading.is_right(text, gold) == right
+
+
+# Kind -> (text, gold, right?). Each kind is one that public graders got wrong.
+HOSTILE = {
+    "boxes": [
+        (r"So we get \boxed{\frac{3}{11}}.", r"\frac{3}{11}", 1),
+        (r"\boxed{\dfrac{3}{11}}", "3/11", 1),
+        (r"\boxed{\frac{3}{11}}", r"\frac{11}{3}", 0),
+        (r"\frac{5}{9}", r"Hence \boxed{\frac{5}{9}}", 1),
+        (r"\boxed{\text{B}}", "B", 1),
+        (r"\boxed{\textbf{(B)}}", "B", 1),
+        (r"\boxed{\text{B}}", "C", 0),
+        (r"\boxed{9{,}400}", "9400", 1),
+        (r"First \boxed{3}, no: \boxed{4}", "4", 1),
+        (r"First \boxed{3}, no: \boxed{4}", "3", 0),
+        (r"\boxed{4", "4", 1),  # cut off: the last number
+        (r"\boxed{\{1, 2\}}", r"\{2, 1\}", 1),
+        (r"The final answer is \(\boxed{\sqrt{8}}\)", r"2\sqrt{2}", 1),
+        (r"\boxed{x = 12}", "12", 1),
+        (r"\boxed{12\text{ cm}^2}", "12", 1),
+        (r"\boxed{30^\circ}", "30", 1),
+        (r"\boxed{}", "7", 0),
+    ],
+    "numbers by value": [
+        ("6.5", "6.50", 1),
+        ("$6.50", "6.5", 1),
+        ("The price is $6.50.", "6.5", 1),
+        ("-$6.50", "-6.5", 1),
+        (".25", "0.25", 1),
+        ("0.25", ".25", 1),
+        ("25", ".25", 0),
+        ("And then...5", "5", 1),
+        ("+9", "9", 1),
+        ("-9", "9", 0),
+        ("9", "-9", 0),
+        ("007", "7", 1),
+        ("1 1/2", "1.5", 1),
+        ("1½", "3/2", 1),
+        ("0.125", "1/8", 1),
+        ("0.333", "1/3", 0),
+        ("1,5", "5", 0),  # a decimal comma, or two numbers
+        ("250%", "2.5", 1),
+        ("250%", "250", 1),
+        ("1,234,567.8", "1234567.8", 1),
+        ("答案是48。", "48", 1),
+        ("version 1.2.3", "3", 0),
+        ("H2O", "2", 0),
+    ],
+    "units and exponents": [
+        ("The field has 52 m^2", "52", 1),
+        ("The field has 52 m^2", "2", 0),
+        ("52 m²", "52", 1),
+        ("52 cm³ of it", "52", 1),
+        ("9.8 m s^-2", "9.8", 1),
+        ("52 km/h", "52", 1),
+        ("52平方米", "52", 1),
+        ("5²", "52", 0),
+        ("5²", "25", 1),
+        ("2^3", "3", 0),
+        ("2^3", "8", 1),
+        ("3 × 10^8", "300000000", 1),
+        ("3 × 10^8", "8", 0),
+    ],
+    "denominators and operands": [
+        ("The share is 7/9", "9", 0),
+        ("The share is 14/18", "7/9", 1),
+        ("7 + 9", "9", 0),
+        ("7 + 9", "16", 0),  # the sum is what was asked for
+        ("7 + 9 = 16", "16", 1),
+        ("7 -9", "-9", 0),
+        ("3 x 4", "4", 0),
+        ("11:25", "25", 0),
+        ("Week 3:210 pages", "210", 1),
+        ("2024-05-12", "12", 0),
+        ("1/0", "0", 0),
+    ],
+    "remarks": [
+        ("52 (see step 3)", "52", 1),
+        ("52 (see step 3)", "3", 0),
+        ("52 (4 x 13)", "52", 1),
+        ("52, as in step 3", "52", 1),
+        ("52（见第3步）", "52", 1),
+        ("(52 apples)", "52", 1),
+        ("Step 3: 52", "52", 1),
+        ("a speed of (2/3*6=4 miles per hour).", "4", 1),
+    ],
+    "negations": [
+        ("not 52", "52", 0),
+        ("It isn't 52", "52", 0),
+        ("It is not equal to 52", "52", 0),
+        ("不是52", "52", 0),
+        ("52, not 53", "52", 1),
+        ("52, not 53", "53", 0),
+        ("not 51 but 52", "52", 1),
+        ("52 rather than 50", "52", 1),
+        ("It is not Friday", "Friday", 0),
+        ("not Monday, but Friday", "Friday", 1),
+    ],
+    "formulas": [
+        ("(x+1)^2", "x^2 + 2x + 1", 1),
+        ("x^2+1", "x^2 + 2x + 1", 0),
+        ("(2, 3)", "(2,3)", 1),
+        ("(3, 2)", "(2,3)", 0),
+        ("(0, 1]", "[0,1)", 0),
+        (r"-\frac{2}{7}", r"\frac{2}{7}", 0),
+        ("0.5", r"\frac{1}{2}", 1),
+        (r"Thus $\frac{15}{2}$ metres", "7.5", 1),
+        (r"\frac{7}{9} (see step 2)", "7/9", 1),
+        (r"It is not $\frac{1}{2}$", "1/2", 0),
+        (r"x \neq 5", "5", 0),
+        ("The roots are real, and there are many words before the set, " * 9 + r"which is $\{1, 2\}$.", r"\{2, 1\}", 1),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_answers_are_graded_by_what_they_say(s1, kind):
+    wrong = [(text, gold) for text, gold, right in HOSTILE[kind] if grading.is_right(text, gold) != bool(right)]
+    assert not wrong
+    # An answer is the same vote as gold just where it is right.
+    gold_votes = [
+        (text, gold) for text, gold, right in HOSTILE[kind]
+        if (grading.short_answer(text, gold) == grading.normalise(gold)) != bool(right)
+    ]  # fmt: skip
+    assert not gold_votes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9**9**9", r"\boxed{9^{9^{9^9}}}", r"$9^{9^{9}}$", r"\boxed{10^{9}!}", r"\boxed{\sum_{n=1}^{10^{9}} \frac{1}{n^2}}",
+        r"\boxed{\frac{1}{0}}", "7" * 10_000, "(" * 290, r"\boxed{" * 5_000, r"\frac{" * 2_000, "not 5 " * 3_000, "\ud800", "\0",
+    ],
+)  # fmt: skip
+def test_no_answer_takes_longer_than_a_second_or_ends_in_a_traceback(s1, text):
+    grading.is_right(r"\frac{1}{2}", "0.5")  # the process is there
+    began = time.monotonic()
+    assert not grading.is_right(text, "7") and not grading.is_right(text, "x^2")
+    assert time.monotonic() - began < 10  # a second twice, and a process that starts; without a limit hours
+    assert grading.is_right(r"\boxed{\frac{14}{4}}", "3.5")  # it goes on
+
+
+def test_formulas_are_graded_in_threads_too(s1):
+    """math-verify's own time limit is a signal, which raises outside the main thread."""
+    pairs = [(rf"\boxed{{\frac{{{n}}}{{3}}}}", f"{2 * n}/6") for n in range(1, 9)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(grading.is_right, *zip(*pairs, strict=True)))
+
+
+def test_equal_answers_are_one_vote(s1):
+    """Right or wrong: or else the right ones would win by being counted together."""
+    texts = ("So 7.50.", "$7.5", "15/2", "eight", "8.0", "The sum is 8.", r"\boxed{\frac{1}{2}}", "2")
+    short = [grading.short_answer(text, "8") for text in texts]
+    assert short == ["15/2"] * 3 + ["", "8", "8", r"\frac{1}{2}", "2"]
+    assert grading.short_answer("It is Monday.", "Friday") == "it is monday"
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("1. Let x be it.\nThe final answer is \\(\\boxed{\\frac{3}{4}}\\)", r"\frac{3}{4}"),
+        (r"\boxed{A} is wrong, so \boxed{B}.", "B"),
+        ("The law says so.\n\nAnswer: C", "C"),
+        ("### Explanation: a pun\n### Answer: SOFTLY", "SOFTLY"),
+        ("It follows.\n**Answer:** 7", "7"),
+        ("Twice the half.\n#### 42", "42"),
+        ("The sides are 3 and 4, so the answer is 12.", "12"),
+        ("所以\n答案：12", "12"),
+        ("204", "204"),
+        ("ABD", "ABD"),
+        ("Suppose not.\nThen there were two.\nThat cannot be.", ""),  # a proof
+        ("It grows with the square of the radius because the area does, and with its height, as one sees from it.", ""),
+        ("", ""),
+    ],
+)
+def test_the_answer_in_a_solution(s1, solution, answer):
+    assert grading.answer_of(solution) == answer
+
+
+def test_the_process_says_where_math_verify_is_missing(tmp_path):
+    """Golds that cannot be compared must not be taken for wrong answers."""
+    (tmp_path / "math_verify.py").write_text("raise ImportError")
+    code = r"from common import grading; grading.is_right(r'\frac{1}{2}', '0.5')"
+    how = dict(cwd=TASK, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], **how)
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("math-verify cannot be imported")
+        and done.stderr.count("\n") == 1
+    )
+
+
+def tried(solution, attempt=r"I add.\n\n**Answer:** \boxed{31}", **more):
+    """A row as s1K-1.1 has them."""
+    texts = dict(question=f"What is {solution}?", deepseek_thinking_trajectory="Think. " * 9, deepseek_attempt=attempt)
+    other = dict(gemini_thinking_trajectory="Or so.", gemini_attempt="32", deepseek_grade="No", metadata="{}")
+    return texts | other | dict(solution=solution, cot_type="math", source_type="made/up") | more
 
 
 def test_gsm8k_and_s1k_are_taken_as_they_are(s1):
     gsm = {"question": "?", "answer": "5 + <<5+6=11>>6 = 11\n#### 1,100"}
-    old = {"question": "?", "thinking_trajectories": ["a", "b"], "attempt": "7", "cot_type": "math", "source_type": "x"}
-    new = {"question": "?", "deepseek_thinking_trajectory": "c", "deepseek_attempt": "8", "gemini_attempt": "9"}
-    rows, _ = s1.data.clean([gsm, old, new], "here")
-    assert [(each["trace"], each["answer"]) for each in rows] == [("5 + 6 = 11", "1,100"), ("a", "7"), ("c", "8")]
-    assert [each["domain"] for each in rows] == ["all", "math", "all"] and rows[1]["source"] == "x"
+    old = {"question": "?", "thinking_trajectories": ["a", "b"], "attempt": "7", "solution": "8", "source_type": "x"}
+    only = tried("Thus 7.\n#### 7", None)  # the other teacher's thinking goes with the other teacher's answer
+    rows = [s1.data.check(each) for each in (gsm, old, tried("27"), only)]
+    assert [each["trace"][:6] for each in rows] == ["5 + 6 ", "a", "Think.", "Or so."]
+    assert [each["answer"][-4:] for each in rows] == [",100", "7", "{31}", "32"]
+    assert [s1.data.gold_of(each) for each in rows] == ["1,100", "8", "27", "7"]
+    assert [each["domain"] for each in rows] == ["all", "all", "math", "math"] and rows[1]["source"] == "x"
+    # A test set has no teacher; a teacher's answer alone is no gold.
+    assert (
+        s1.data.gold_of(s1.data.check({"question": "?", "solution": r"So \boxed{3}."}, ("question", "answer"))) == "3"
+    )
+    assert s1.data.gold_of(s1.data.check(tried(None))) == ""
+
+
+def test_the_teachers_mistakes_are_trained_on_counted_and_never_gold(s1, tokenizer, tmp_path, capsys):
+    rows = [tried("27"), tried(r"Nine less.\n\nSo \boxed{31}."), tried("Suppose not.\nThen two.\n"), tried("31.0")]
+    file = write(tmp_path / "train.jsonl", rows)
+    train, test = s1.data.load_splits(s1.data.DataArgs(str(file), 0.25))
+    said = capsys.readouterr().out
+    known = [each for each in train + test if s1.data.gold_of(each)]
+    assert sorted(map(s1.data.gold_of, known)) == ["27", "31", "31.0"] and "\\boxed{31}" in train[0]["answer"]
+    assert "1 of 3 teacher's answers are not the solution's" in said  # the held-out ones are teacher's, too
+    assert "solution '27', teacher '31': 'What is 27?'" in said
+    assert s1.prompt.completion(train[0]).endswith(r"\boxed{31}")  # the target stays the attempt
+    assert len(s1.data.with_gold(train + test)) == 3
+    assert "1 of 4 solutions have no answer that could be compared: not graded" in capsys.readouterr().out
+
+
+def test_funnel_graders_and_training_compare_with_the_solution(s1, tokenizer, tmp_path, monkeypatch):
+    chosen, _ = s1.funnel.funnel([tried("27"), tried("28")], 2)
+    again = [s1.data.check(json.loads(json.dumps(each))) for each in chosen]  # what is read from its train.jsonl
+    assert sorted(map(s1.data.gold_of, again)) == ["27", "28"] and all("31" in each["answer"] for each in again)
+    s1.grade.grade(lambda rows: ["31", "It is 28."], sorted(again, key=s1.data.gold_of), "weak", tmp_path / "grades", 9)
+    assert [json.loads(line)["right"] for line in (tmp_path / "grades").read_text().splitlines()] == [False, True]
+    made = [dict(think=[1], answer=tokenizer(text).input_ids, reason="stop") for text in ("31", "28")]
+    monkeypatch.setitem(s1.train.measure.__globals__, "force", lambda *_: made)
+    monkeypatch.setitem(s1.train.measure.__globals__, "hf_engine", lambda *_, **__: None)
+    monkeypatch.setattr("common.answers.heldout_loss", lambda *_: {"loss": 1.0})
+    args = SimpleNamespace(backend="hf", batch_size=1, max_think=9, max_answer=9)
+    assert s1.train.measure(None, tokenizer, None, sorted(again, key=s1.data.gold_of), args)["accuracy"] == 0.5
 
 
 def test_bad_rows_are_dropped_counted_and_named(s1, tmp_path, capsys):
@@ -281,10 +519,10 @@ def test_bad_rows_are_dropped_counted_and_named(s1, tmp_path, capsys):
     train, test = read(file)
     said = capsys.readouterr().out
     assert len(train) == len(test) == 1
-    assert "5 rows, 2 kept; dropped: 1 delimiter, 1 missing, 1 wrong type" in said
-    assert "row 2: column trace: <|im_end|>, which would end the thinking" in said
+    assert "5 rows, 2 kept; dropped: 1 control token, 1 missing, 1 wrong type" in said
+    assert "line 2, column trace: <|im_end|>; row dropped: control token" in said
     (tmp_path / "broken.jsonl").write_text('{"a" 1}')
-    with pytest.raises(SystemExit, match="line 1, column 6: not JSON"):
+    with pytest.raises(SystemExit, match="line 1: column 6: .*; row dropped: not JSON"):
         read(tmp_path / "broken.jsonl")
     with pytest.raises(SystemExit, match="one to train on and one to hold out"):
         read(write(tmp_path / "one.jsonl", [row(1), row(1)]))

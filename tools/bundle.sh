@@ -33,9 +33,14 @@ while [ $# -gt 0 ]; do
 done
 [ -f "$lock" ] || fail "no lock file $lock"
 [ -z "$data" ] || [ -e "$data" ] || fail "no data at $data"
-[ ! -e "$out" ] || fail "$out is there already: move it away, or name another with --out"
-made=$out.part
-rm -rf "$made"
+out=${out%/}
+there() { [ -e "$out" ] || [ -L "$out" ]; }
+! there || fail "$out is there already: move it away, or name another with --out"
+mkdir -p "$(dirname "$out")"
+# A folder of its own, on the same disk: whatever else lies there stays, and what did not become a bundle goes.
+scratch=$(mktemp -d "$out.XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+made=$scratch/made
 mkdir -p "$made/wheels"
 
 # pip takes each of these tags by itself and does not know that 2.28 includes 2.17.
@@ -46,25 +51,35 @@ echo "fetching the wheels of $lock" >&2
   --python-version "$version" "${platforms[@]}" -r "$lock" \
   || fail "pip could not fetch every wheel; its last lines say which. Disk: a GPU recipe's wheels take about 5 GB."
 cp "$lock" "$made/requirements.txt"
+# requirements-cpu.txt leaves torch to its own index, and has it pinned in the file beside it. Which file came is noted.
+pins=${lock%.txt}.in
+torch=$(grep -hoE '^torch==[^ ;]+' "$pins" 2>/dev/null || true)
+if [ -n "$torch" ] && ! grep -q '^torch==' "$lock"; then
+  "$python" -m pip download --quiet --dest "$made/wheels" --no-deps --only-binary :all: --implementation cp \
+    --python-version "$version" "${platforms[@]}" "$torch" || fail "pip could not fetch $torch; its last lines say why."
+  hash=$(sha256sum "$made"/wheels/torch-*.whl | cut -d' ' -f1)
+  printf '%s --hash=sha256:%s\n' "$torch" "$hash" >>"$made/requirements.txt"
+fi
 echo "$version" >"$made/python-version"
 
 # What lies in the folder but is not the task's stays here: weights, data, results, and .env, which may hold a token.
-tar -C "$(dirname "$task")" --exclude="$name/models" --exclude="$name/data" --exclude="$name/outputs" --exclude='.env*' \
-  --exclude=__pycache__ --exclude=unsloth_compiled_cache -c "$name" | tar -C "$made" -x
+"$python" "$root/tools/pack.py" "$task" "$made/$name" models data outputs
 cp "$root/docker/doctor.py" "$made/"
 if [ -n "$model" ]; then
   folder=$("$python" "$root/tools/fetch.py" "$model" | tail -n 1)
-  mkdir -p "$made/models/$model"
-  cp -rL "$folder/." "$made/models/$model/"
+  "$python" "$root/tools/pack.py" "$folder" "$made/models/$model"
 fi
-if [ -n "$data" ]; then
+if [ -d "$data" ]; then
+  "$python" "$root/tools/pack.py" "$data" "$made/data/$name"
+elif [ -n "$data" ]; then
   mkdir -p "$made/data"
-  if [ -d "$data" ]; then cp -rL "$data" "$made/data/$name"; else cp -L "$data" "$made/data/"; fi
+  cp -L "$data" "$made/data/"
 fi
 echo "$name" >"$made/task"
 cp "$root/tools/bundle_run.sh" "$made/run.sh"
 chmod +x "$made/run.sh"
-(cd "$made" && find . -type f -print0 | sort -z | xargs -0 sha256sum) >"$made.sums"
-mv "$made.sums" "$made/SHA256SUMS"
+(cd "$made" && find . -type f -print0 | sort -z | xargs -0 sha256sum) >"$scratch/sums"
+mv "$scratch/sums" "$made/SHA256SUMS"
+! there || fail "$out was made meanwhile: name another with --out"
 mv "$made" "$out"
 echo "$out: $(du -sh "$out" | cut -f1), $(find "$out/wheels" -name '*.whl' | wc -l) wheels. Copy it over and run: bash ${out##*/}/run.sh --demo" >&2

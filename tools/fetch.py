@@ -12,8 +12,10 @@ complete are kept. The last line on stdout is the model's folder.
 
 import argparse
 import fcntl
+import glob
 import hashlib
 import os
+import re
 import shutil
 import sys
 from fnmatch import fnmatch
@@ -42,8 +44,10 @@ def main(argv=None):
     if args.model == paths.DEMO_MODEL:
         print(hub.resolve_model(args.model))
         return
-    if args.model.count("/") != 1 or not all(args.model.split("/")):
+    if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", args.model, re.ASCII):
         raise SystemExit(f"{args.model!r} is not of the form <org>/<name>, e.g. Qwen/Qwen2.5-7B-Instruct")
+    if source not in HUBS:
+        raise SystemExit(f"MODEL_SOURCE={source}: expected {' or '.join(HUBS)}.")
     print(fetch(args.model, source, paths.models_dir() / args.model))
 
 
@@ -65,7 +69,7 @@ def fetch(name: str, source: str, folder: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise SystemExit(f"another process is fetching {name}: wait for it.") from None
-    {"huggingface": from_huggingface, "modelscope": from_modelscope}[source](name, part)
+    HUBS[source](name, part)
     if not (part / "config.json").is_file() or (fault := broken_weights(part)):
         fault = "no config.json" if not (part / "config.json").is_file() else fault
         raise SystemExit(f"{name} on {source} is not a model for these recipes: {fault}. What came is in {part}.")
@@ -90,13 +94,14 @@ def from_huggingface(name, part):
     try:
         info = HfApi().model_info(name, files_metadata=True, timeout=15)
         files = [file for file in info.siblings if wanted(file.rfilename)]
+        names = inside(name, [file.rfilename for file in files])
         check_space(name, part, {file.rfilename: file.size or 0 for file in files})
         if large := [file for file in files if file.lfs]:
             url = hf_hub_url(name, large[0].rfilename, revision=info.sha)
             host = urlsplit(get_hf_file_metadata(url).location).netloc
             say(f"from {urlsplit(endpoint).netloc}, its large files from {host}")
         # By commit, not by branch: with a branch a hub that fails halfway makes this return what is there so far.
-        snapshot_download(name, revision=info.sha, local_dir=part, allow_patterns=hub.MODEL_FILES, max_workers=4)
+        snapshot_download(name, revision=info.sha, local_dir=part, allow_patterns=names, max_workers=4)
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         response = getattr(error, "response", None)
         stop(name, "huggingface", endpoint, error, response.status_code if response is not None else None, part)
@@ -114,8 +119,9 @@ def from_modelscope(name, part):
         ) from None
     try:
         sizes = {file["Path"]: file["Size"] for file in HubApi().get_model_files(name) if wanted(file["Path"])}
+        names = inside(name, sizes)
         check_space(name, part, sizes)
-        snapshot_download(name, local_dir=str(part), allow_patterns=hub.MODEL_FILES)
+        snapshot_download(name, local_dir=str(part), allow_patterns=names)
     except Exception as error:  # its errors have no common class
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", None) or getattr(error, "status_code", None)
@@ -128,6 +134,22 @@ def from_modelscope(name, part):
 
 def wanted(file):
     return any(fnmatch(file, pattern) for pattern in hub.MODEL_FILES)
+
+
+def inside(name, listed) -> list:
+    """Patterns that match the files of a hub's list and no others. Raises SystemExit where one leads out of its folder.
+
+    The downloader asks for the list again: what is in the second answer only, is not fetched.
+    """
+    for path in listed:
+        parts = path.split("/")
+        if any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 255 for part in parts) or re.search(
+            r"[\\:\x00-\x1f\ud800-\udfff]", path
+        ):
+            raise SystemExit(
+                f"the hub lists a file {path[:80]!r} in {name}, a name that no model has. Nothing was fetched: take another source."
+            )
+    return [glob.escape(path) for path in listed]
 
 
 def check_space(name, part, sizes):
@@ -167,6 +189,8 @@ def stop(name, source, endpoint, error, status, part):
         elsewhere.append(f"HF_ENDPOINT=https://hf-mirror.com make fetch MODEL={name}")
     if status in (401, 403):
         token = "The HF_TOKEN that is set does not open it." if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set."
+        if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+            token = "None was sent: a .env file that names HF_ENDPOINT has to hold HF_TOKEN, too."
         advice = [
             f"the name may be wrong, or the model is private or gated: open {endpoint}/{name}, accept its licence, make "
             f"a token there and set HF_TOKEN. {token}"
@@ -191,6 +215,8 @@ def stop(name, source, endpoint, error, status, part):
 def say(text):
     print(text, file=sys.stderr)  # stdout is the folder alone
 
+
+HUBS = {"huggingface": from_huggingface, "modelscope": from_modelscope}
 
 if __name__ == "__main__":
     main()

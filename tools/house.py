@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from sync_common import ROOT, closure, tasks
 
 READ = {"paths", "tokens", "device", "cli", "models", "answers", "demo_model"}
-GUARD = {"files", "rows", "hub", "runs", "report"}
+DATA = {"text", "tables", "rows", "grading"}
+GUARD = {"files", "settings", "hub", "adapters", "finite", "contract", "runs", "report"}
 SPEED = {"packing", "lora", "fit"}
 UNCOUNTED = {"graph"}  # until it is measured against vLLM and transformers' own continuous batching
-STOREYS = {"read": (READ, 700), "guard": (GUARD, 900), "speed": (SPEED, 500)}
-CARRIED = {"math_demos": 600, "vl_insurance": 1600}  # code lines of common/ that a folder may carry
-CARRIED_BY_OTHERS = 2100
+STOREYS = {"read": (READ, 700), "data": (DATA, 1150), "guard": (GUARD, 1500), "speed": (SPEED, 500)}
+CARRIED = {"math_demos": 750, "vl_insurance": 3000}  # code lines of common/ that a folder may carry
+CARRIED_BY_OTHERS = 3500
 LESSON, TRAIN = 300, 250  # lines of a lesson file, of a train.py
 LONG = {"train_ppo.py"}  # the one lesson that may be longer
 
@@ -88,7 +89,7 @@ def check(root=ROOT):
     said, wrong, common = [], [], root / "common"
     modules = {file.stem: file for file in common.glob("*.py") if file.stem != "__init__"}
     speed = {file.stem: file for file in (common / "speed").glob("*.py") if file.stem != "__init__"}
-    if strangers := set(modules) ^ (READ | GUARD):
+    if strangers := set(modules) ^ (READ | DATA | GUARD):
         wrong.append(f"common/: not in the plan, or missing: {', '.join(sorted(strangers))}")
     if strangers := set(speed) - SPEED - UNCOUNTED:
         wrong.append(f"common/speed/: not in the plan: {', '.join(sorted(strangers))}")

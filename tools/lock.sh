@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
-# Writes the lock files: requirements-cpu.txt for laptops and tests, TASK/requirements.txt (with hashes) for GPUs, and
+# Writes the lock files, with hashes: requirements-cpu.txt for laptops and tests, TASK/requirements.txt for GPUs, and
 # TASK/requirements-cu128.txt, for drivers before 580, and TASK/requirements-vllm.txt, with vLLM, where the task has them.
 set -euo pipefail
 uv() { .venv/bin/python -m uv "$@"; }
 [ -x .venv/bin/pip ] || python3 -m venv .venv
 .venv/bin/pip install --quiet uv==0.13.9
 
-# torch's CPU build needs none of the CUDA packages, and its CUDA build pins them itself.
-uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header requirements-cpu.in |
-  grep -vE '^(nvidia-|cuda-|triton==)' >.requirements-cpu.new
-{ echo "# Written by \`make lock\` from requirements-cpu.in: every package that \`make demo\` and \`make test\` install."; cat .requirements-cpu.new; } >requirements-cpu.txt
+# torch is left out: Linux has it from PyTorch's CPU index, a Mac from PyPI, this repository's tests from a file, and one
+# lock cannot hold the digests of all of them. tools/venv.sh installs the pin of requirements-cpu.in first, over TLS and by
+# the digest that the index gives. torch's CUDA packages go with it: its CPU build needs none, its CUDA build pins them.
+uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header requirements-cpu.in |
+  awk '/^[A-Za-z0-9]/ { keep = !/^(torch==|nvidia-|cuda-|triton==)/ } keep' >.requirements-cpu.new
+{
+  echo "# Written by \`make lock\` from requirements-cpu.in: every package that \`make demo\` and \`make test\` install, but"
+  echo "# torch, which comes first (tools/venv.sh, \`make venv\`). Any system, Python 3.11 and newer."
+  cat .requirements-cpu.new
+} >requirements-cpu.txt
 rm .requirements-cpu.new
 
 # Reads pins on stdin. xformers, which Unsloth asks for, does not load on torch 2.11: it is left out, so the lock is

@@ -8,6 +8,7 @@ from peft import get_peft_model
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, set_seed
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from common import hub
 from common.files import read_json
 from common.models import load_tokenizer
 from pictures import MIN_PIXELS
@@ -60,15 +61,12 @@ def load_base(path, backend, nf4, dtype, max_length=4096):
         from unsloth import FastVisionModel
 
         options = dict(max_seq_length=max_length, dtype=dtype, load_in_4bit=nf4 is not None)
-        return attend_at_once(FastVisionModel.from_pretrained(str(path), **options)[0])
-    model = AutoModelForImageTextToText.from_pretrained(
-        str(path),
-        dtype=dtype,
-        quantization_config=BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype) if nf4 else None,
-        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
-        use_safetensors=True,
-    )
-    return attend_at_once(model)
+        with hub.loading(path, "config.json or *.safetensors"):
+            return attend_at_once(FastVisionModel.from_pretrained(str(path), **options)[0])
+    four_bit = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype) if nf4 else None
+    where = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
+    options = dict(dtype=dtype, quantization_config=four_bit, device_map=where)
+    return attend_at_once(hub.load(AutoModelForImageTextToText, path, **options))
 
 
 def attach(model, lora, args, config):

@@ -18,7 +18,11 @@ def find_picture(name, root):
     """The file of an image path, inside root and nowhere else. Raises BadPicture."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
         raise BadPicture(f"not a path: {name[:60]}; addresses are not fetched")
-    path = (root / name.replace("\\", "/")).resolve()
+    try:
+        path = (root / name.replace("\\", "/")).resolve()
+        path.exists()
+    except (OSError, ValueError):  # a NUL, or longer than a file system takes
+        raise BadPicture(f"not a path: {name[:60]!r}") from None
     if not path.is_relative_to(root.resolve()):  # after resolve(): ../, absolute paths and links all lead here
         raise BadPicture(f"outside the root: {name} leads out of {root}")
     if not path.exists():

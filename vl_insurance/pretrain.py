@@ -75,13 +75,12 @@ def main(argv=None):
     out = Path(args.out)
     if out.exists():
         raise SystemExit(f"{out} exists and is kept: give another --out, or move it away.")
-    if args.batch_size < 1 or args.minutes <= 0:
-        raise SystemExit("--batch_size and --minutes have to be larger than 0.")
     import numpy
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     import miniature
+    from common.finite import stop
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are forked below
     scratch = out.with_name(f".{out.name}.{os.getpid()}")
@@ -145,6 +144,8 @@ def main(argv=None):
         if step % 10 == 0:  # to look at the loss makes the CPU wait for the GPU
             total = [a + b.item() for a, b in zip(total, (loss, glyph_loss), strict=True)]
             counted += 1
+            if not math.isfinite(sum(total)):
+                stop("the loss is not finite", step, folder=scratch)
     lessons.stop()
     log.close()
     minutes = round((time.time() - began) / 60, 2)

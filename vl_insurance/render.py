@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
+from common.settings import in_range
 from digits import FONTS, beside, coloured, drum, letters, segment_shape, seven, smaller
 from fields import as_course
 from prompt import PROMPT
@@ -208,13 +209,13 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
-    parser.add_argument("--count", type=int, default=200, help="pictures (200)")
+    parser.add_argument("--count", type=in_range("count"), default=200, help="pictures (200)")
     parser.add_argument("--split", choices=("train", "test"), default="train", help="which fonts and layouts (train)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures (0)")
-    parser.add_argument("--difficulty", type=float, default=1.0, help="0: clean; 1: as a phone takes them (1)")
+    parser.add_argument("--seed", type=in_range("seed"), default=0, help="the same seed draws the same pictures (0)")
+    parser.add_argument(
+        "--difficulty", type=in_range("difficulty", float), default=1.0, help="0: clean; 1: as a phone takes them (1)"
+    )
     args = parser.parse_args(argv)
-    if args.count < 1:
-        raise SystemExit(f"--count {args.count}: at least one picture.")
     print(f"{args.count} pictures: {write(args.out, args.count, args.split, args.seed, args.difficulty)}")
 
 

@@ -62,7 +62,9 @@ def pictures_over(path, sheet):
         archive, part = book._archive, book[sheet]._worksheet_path
         if get_rels_path(part) not in archive.namelist():
             return set()
-        drawings = [each.target for each in get_dependents(archive, get_rels_path(part)) if each.Type.endswith("/drawing")]
+        drawings = [
+            each.target for each in get_dependents(archive, get_rels_path(part)) if each.Type.endswith("/drawing")
+        ]
         images = [image for drawing in drawings for image in find_images(archive, drawing)[1]]
         book.close()
         return {image.anchor._from.row + 1 for image in images if hasattr(image.anchor, "_from")}

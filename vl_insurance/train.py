@@ -90,7 +90,7 @@ class Args(ModelArgs):
         None, "xlsx, csv or jsonl, or a folder with qwen-vl-train.xlsx (default: VL_INSURANCE_DATA_DIR)"
     )
     image_root: str | None = arg(None, "the folder that image paths start from (default: the file's own)")
-    sheet: str | None = arg(None, "which sheet of an xlsx (default: the first)")
+    sheet: str | None = arg(None, "which sheet of an xlsx (default: every one with the columns)")
     eval_ratio: float = arg(0.1, "share of the rows held out; rows with equal pictures stay together")
     split_seed: int = arg(42, "of the draw which rows are held out")
     eval_rows: int = arg(100, "at most so many of the held-out rows are measured while training")

@@ -14,6 +14,8 @@ Without them the root is /root/autodl-tmp where that exists (AutoDL's large disk
 import os
 import shlex
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 TASK_DIR = Path(__file__).resolve().parents[1]  # the folder that holds this copy of common/
@@ -21,21 +23,31 @@ AUTODL = Path("/root/autodl-tmp")
 DEMO_MODEL = "demo/SmolLM2-135M-Instruct"
 # What .env may set, as .env.example lists it. A downloaded folder can bring a .env along: LD_PRELOAD in it must not count.
 FOLDERS = ("MODELS_DIR", "DATA_DIR", "OUTPUT_DIR")
-VARIABLES = (*FOLDERS, "MODEL_SOURCE", "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET")
+KEYS = ("HF_TOKEN", "MODELSCOPE_API_TOKEN", "WANDB_API_KEY", "SWANLAB_API_KEY")
+VARIABLES = (*FOLDERS, "MODEL_SOURCE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_DISABLE_XET", *KEYS)
 
 
 def load_env():
     """Read `.env` from the working folder, the task folder and the folder above it; what is already set wins."""
     from dotenv import dotenv_values
 
-    for folder in (Path.cwd(), TASK_DIR, TASK_DIR.parent):
+    origin = {}
+    for file in (folder / ".env" for folder in (Path.cwd(), TASK_DIR, TASK_DIR.parent)):
         try:
-            values = dotenv_values(folder / ".env")
-        except UnicodeDecodeError:
-            raise SystemExit(f"{folder / '.env'}: not UTF-8. Save it as UTF-8.") from None
-        for name, value in values.items():
-            if name in VARIABLES or name.endswith("_DATA_DIR"):
-                os.environ.setdefault(name, value or "")
+            # ${NAME} counts in folders only: in an address it would carry a secret of the environment away.
+            plain, filled = (dotenv_values(file, interpolate=each) for each in (False, True))
+            for name in {*VARIABLES, f"{TASK_DIR.name.upper()}_DATA_DIR"} & set(plain) - set(os.environ):
+                values = filled if name.endswith(("_DIR", "_HOME")) else plain
+                os.environ[name], origin[name] = values[name] or "", file
+        except ValueError:  # other bytes than UTF-8, or a NUL
+            raise SystemExit(f"{file}: not UTF-8. Save it as UTF-8.") from None
+    # A host that a .env names gets a token from the same file or none: the folder may be a stranger's.
+    host, file = os.environ.get("HF_ENDPOINT"), origin.get("HF_ENDPOINT")
+    if host and file and file != origin.get("HF_TOKEN") and host.rstrip("/") != "https://huggingface.co":
+        os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+        cached = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface", "token").expanduser().is_file()
+        if cached or os.environ.get("HF_TOKEN"):
+            print(f"{file}: HF_ENDPOINT={host} is sent no token but HF_TOKEN from the same file.", file=sys.stderr)
     for name in VARIABLES:
         if not os.environ.get(name, "?"):
             del os.environ[name]  # `NAME=` in .env means: not set
@@ -62,8 +74,7 @@ def models_dir() -> Path:
 
 def data_dir(task: str = TASK_DIR.name) -> Path:
     """The data folder of a task: <TASK>_DATA_DIR, else DATA_DIR/<task>."""
-    own = os.environ.get(f"{task.upper()}_DATA_DIR")
-    return Path(own or Path(os.environ["DATA_DIR"]) / task).expanduser()
+    return Path(os.environ.get(f"{task.upper()}_DATA_DIR") or Path(os.environ["DATA_DIR"]) / task).expanduser()
 
 
 def output_dir(task: str = TASK_DIR.name) -> Path:
@@ -74,18 +85,13 @@ def check_disk(folder: Path, need_bytes: int, what: str):
     """Stop now, not in hours, where `folder` cannot be written or has less than `need_bytes` free."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise SystemExit(
-            f"cannot write to {folder}: {error.strerror}. Point OUTPUT_DIR or MODELS_DIR elsewhere."
-        ) from None
+        raise SystemExit(f"cannot write to {folder}: {error.strerror}. Set OUTPUT_DIR or MODELS_DIR.") from None
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         has = f"{folder} has {free / 1e9:.1f} GB free, about {need_bytes / 1e9:.1f} GB are needed"
-        advice = "Free some, or point OUTPUT_DIR, MODELS_DIR and HF_HOME to a larger disk."
-        raise SystemExit(f"not enough disk space for {what}: {has}. {advice}")
+        raise SystemExit(f"not enough disk space for {what}: {has}. Free some, or move OUTPUT_DIR and MODELS_DIR.")
 
 
 def command(script: str, *arguments) -> str:

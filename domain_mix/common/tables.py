@@ -238,7 +238,7 @@ def parse(body, width, wanted, misfits, block_size):
         misfits.append((row.number - 1, row.actual_columns))
         return "skip"
 
-    if not body.strip(b"\n"):  # Arrow takes it for an error
+    if not re.search(rb"[^\n]", body):  # Arrow takes it for an error
         return
     names = [str(column) for column in range(width)]
     yield from arrow_csv.open_csv(
@@ -301,7 +301,9 @@ def sheet_rows(path, sheet, grid, names, needed):
     doubtful = [at for at in rows if any(not isinstance(grid[at][c], str) or not grid[at][c] for c in columns.values())]
     cells, formulas = {}, {}
     if doubtful and len(grid) * len(header) > LAID_OUT:
-        raise Unusable(f"over {LAID_OUT:,} cells, some of them no text: save it as CSV UTF-8, which holds what is shown.")
+        raise Unusable(
+            f"over {LAID_OUT:,} cells, some of them no text: save it as CSV UTF-8, which holds what is shown."
+        )
     if doubtful:
         cells, formulas = (seen_cells(path, sheet, doubtful[-1] + 1, values) for values in (True, False))
     for at in rows:
@@ -406,7 +408,9 @@ def check_workbook(path):
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
             if (size := sum(part.file_size for part in parts)) > UNPACKED:
-                raise Unusable(f"unpacks to {size / 1e6:,.0f} MB, {UNPACKED / 1e6:.0f} are allowed. Save it as CSV UTF-8.")
+                raise Unusable(
+                    f"unpacks to {size / 1e6:,.0f} MB, {UNPACKED / 1e6:.0f} are allowed. Save it as CSV UTF-8."
+                )
             names = [part.filename for part in parts]
             if "xl/workbook.xml" not in names:
                 raise Unusable("a zip file, but no .xlsx (no xl/workbook.xml in it). Save it as .xlsx.")

@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -20,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import device, paths
+from common import device, paths, settings
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KINDS = {"str": str, "int": int, "float": float}
 _UNSET = object()  # the default of a trainer's flag that is left to its config class
+# Fields of a trainer that are no flags. TRL's packing is another than ours; a run finds its checkpoint by itself.
+_NO_FLAGS = {"packing": "", "resume_from_checkpoint": ": a run that was cut off goes on by the same command"}
 
 
 def arg(default, help):
@@ -77,9 +78,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         if unknown := re.match(r"unrecognized arguments: --([\w-]+)", message):
             message = f"unknown flag --{unknown[1]}{self.nearest(unknown[1])}"
+        message = re.sub(r"(\S{80})\S+", r"\1...", " ".join(message.split()))
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {self.source}{message}")
 
     def nearest(self, name):
+        if said := _NO_FLAGS.get(name.replace("-", "_")):
+            return said
         near = difflib.get_close_matches(name.replace("-", "_"), [action.dest for action in self._actions], n=1)
         return f"; did you mean --{near[0]}?" if near else "; --help lists this recipe's flags, --help_all every one"
 
@@ -114,8 +118,9 @@ def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Na
     if switches.help:
         raise SystemExit(_print_help(script, parser, defaults, demo, trainer))
     for name, options, default, text in _trainer_fields(trainer.split(":")[1]) if trainer else ():
-        # A script's own flag stands before the trainer's of the same name. TRL's packing is another than ours.
-        if name not in own and name != "packing":
+        if (
+            name not in own and name not in _NO_FLAGS
+        ):  # a script's own flag stands before the trainer's of the same name
             _add(parser, name, values.get(name, default), text, **options)
     known = {action.dest for action in parser._actions}
     unknown = (set(defaults) | set(demo)) - known
@@ -123,15 +128,17 @@ def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Na
     if switches.help_all:
         raise SystemExit(parser.print_help())
 
-    args = argparse.Namespace()
-    content = _load_yaml(parser, switches.config) if switches.config else {}
-    if content:
+    args, in_file = argparse.Namespace(), {}
+    if switches.config:
         parser.source = f"{switches.config}: "
-        args = parser.parse_args(_yaml_flags(parser, content), args)
+        in_file = settings.yaml_flags(parser, switches.config)
+        args = parser.parse_args(sum(in_file.values(), []), args)
         parser.source = ""
     args = parser.parse_args(rest, args)
+    if "learning_rate" in known and getattr(args, "temperature", 1) == 0:
+        parser.error("argument --temperature: expected a number above 0, by which training divides the logits")
     typed = {flag.split("=")[0][2:].replace("-", "_") for flag in rest if flag.startswith("--")}
-    args.given = sorted((typed | set(content)) & known)
+    args.given = sorted((typed | set(in_file)) & known)
     args.trainer, args.own_flags = trainer, sorted(own)
     return args
 
@@ -164,7 +171,10 @@ def _add(parser, name, default, text, **options):
     names = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
     text = text.replace("%%", "%").replace("%", "%%")
     default = argparse.SUPPRESS if default is _UNSET else default
-    parser.add_argument(*names, dest=name, default=default, help=text, **options)
+    if options.get("type") in (int, float):
+        options["type"] = settings.in_range(name, options["type"], default)
+    optional = options.pop("optional")
+    parser.add_argument(*names, dest=name, default=default, help=text, **options).optional = optional
 
 
 def _declared(dataclass):
@@ -179,13 +189,14 @@ def _options(hint) -> dict:
     """argparse's options for a type or the text of one: `X | None` is X, a list takes several values, a dict is JSON."""
     text = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
     kinds = [kind.strip() for kind in re.sub(r"\[[^]]*\]", "", text).split("|") if kind.strip() != "None"]
+    optional = dict(optional="None" in text)
     if kinds[0] == "Literal":
-        return dict(type=str, choices=re.findall(r"'([^']*)'", text))
+        return optional | dict(type=str, choices=re.findall(r"'([^']*)'", text))
     if several := re.search(r"list\[(str|int|float)\]|^list()$", text):
-        return dict(type=KINDS.get(several[1], str), nargs="+")
+        return optional | dict(type=KINDS.get(several[1], str), nargs="+")
     if kinds == ["bool"]:
-        return dict(type=_boolean, nargs="?", const=True)
-    return dict(type=_json if "dict" in kinds else KINDS.get("|".join(kinds), str))
+        return optional | dict(type=settings.boolean, nargs="?", const=True)
+    return optional | dict(type=settings.from_json if "dict" in kinds else KINDS.get("|".join(kinds), str))
 
 
 def _trainer_fields(name):
@@ -218,52 +229,6 @@ def _literal(node):
         return ast.literal_eval(node)
     except ValueError:
         return _UNSET
-
-
-def _boolean(text):
-    if str(text).lower() not in ("true", "false", "1", "0", "yes", "no"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return str(text).lower() in ("true", "1", "yes")
-
-
-def _json(text):
-    try:
-        return json.loads(text) if isinstance(text, str) else text
-    except ValueError:
-        return text  # some of these fields also take a plain word or the path of a JSON file
-
-
-def _load_yaml(parser, file):
-    import yaml
-
-    parser.source = f"{file}: "
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        parser.error(f"cannot be read: {error.strerror}")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        parser.error(f"is not valid YAML: {' '.join(str(error).split())}")
-    if not isinstance(content, dict):
-        parser.error("must be a list of `flag: value` lines")
-    parser.source = ""
-    return content
-
-
-def _yaml_flags(parser, content):
-    """YAML as a list of flags, so that its values meet the same checks as the command line's."""
-    actions, flags = {action.dest: action for action in parser._actions}, []
-    for key, value in content.items():
-        if key not in actions:
-            parser.error(f"unknown key {key!r}{parser.nearest(str(key))}")
-        if isinstance(value, list) and actions[key].nargs != "+":
-            parser.error(f"{key} takes one value, not a list")
-        if value is None:
-            parser.set_defaults(**{key: None})
-        elif isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        else:
-            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
 
 
 def _print_help(script, parser, defaults, demo, trainer):

@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import device, hub
+from common import adapters, device, hub
 from common.files import read_json
 from common.paths import TASK_DIR, output_dir
 
@@ -23,7 +23,8 @@ def load_tokenizer(path: Path):
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path))
+    with hub.loading(path, "tokenizer.json or tokenizer_config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
     if tokenizer.eos_token_id is None:
         raise SystemExit(f"{path}: the tokenizer names no eos_token: no answer could end. Use the model's own files.")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -47,14 +48,14 @@ def load_base(path: Path, backend: str, nf4, dtype, max_length: int = 2048):
         from unsloth import FastLanguageModel  # its 4 bits are NF4 with double quantization as well
 
         options = dict(max_seq_length=max_length, dtype=dtype, load_in_4bit=nf4 is not None)
-        return FastLanguageModel.from_pretrained(str(path), **options)[0]
+        with hub.loading(path, "config.json or *.safetensors"):
+            return FastLanguageModel.from_pretrained(str(path), **options)[0]
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     # FSDP reads the weights into memory once and hands each GPU its part.
     where = {"": torch.cuda.current_device()} if torch.cuda.is_available() and not device.sharded() else None
     four_bit = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype) if nf4 else None
-    options = dict(dtype=dtype, quantization_config=four_bit, device_map=where, use_safetensors=True)
-    return AutoModelForCausalLM.from_pretrained(str(path), **options)
+    return hub.load(AutoModelForCausalLM, path, dtype=dtype, quantization_config=four_bit, device_map=where)
 
 
 def attach(model, lora, backend: str, config):
@@ -100,18 +101,19 @@ class TrainedRun:
     texts: dict  # what was saved beside the adapter, such as prompt_template or system_prompt: name -> text
 
 
-def open_run(adapter=None, model=None, needed=(), record=False) -> TrainedRun:
+def open_run(adapter=None, model=None, needed=(), record=False, own=None) -> TrainedRun:
     """A finished run of this folder's recipe: --adapter, or the newest one; --model, or the base that the adapter names.
 
     needed: names of texts without which an adapter is none of this recipe's. record: whether run.json must be there.
+    own: the recipe's texts, whose {fields} saved ones must have; needed, where that has texts.
     Raises SystemExit where the folder is none of this recipe's, or its base is not found.
     """
     adapter = Path(adapter).expanduser() if adapter else latest()
-    if not (adapter / "adapter_config.json").is_file():
+    if not (adapter / "adapter_config.json").exists():
         raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
-    found = read_json(adapter / "run.json")
+    found = adapters.read_record(adapter)
     task = found.get("task", TASK_DIR.name)
-    texts = {file.stem: file.read_text(encoding="utf-8") for file in adapter.glob("*.txt")}
+    texts = adapters.read_texts(adapter, own or (needed if isinstance(needed, dict) else {}))
     lacks = [name for name in needed if name not in texts]
     if task != TASK_DIR.name or lacks:
         why = f"it is a run of {task}" if task != TASK_DIR.name else f"it has no {lacks[0]}.txt"
@@ -122,8 +124,8 @@ def open_run(adapter=None, model=None, needed=(), record=False) -> TrainedRun:
         raise SystemExit(
             f"{adapter} has no run.json that says what it was trained on. Give the folder that train.py named."
         )
-    settings = read_json(adapter / "adapter_config.json")
-    base = hub.resolve_model(model or settings["base_model_name_or_path"])
+    base = hub.resolve_model(model or adapters.base_of(adapter))
+    adapters.check(adapter, base, found.get("arguments"))
     return TrainedRun(adapter, base, found, found.get("arguments", {}), texts)
 
 
@@ -131,7 +133,7 @@ def latest(stage="") -> Path:
     """The run of this folder's recipe, or of one of its stages, that was finished last."""
     root = output_dir() / stage
     records = ((file, read_json(file)) for file in root.glob("*/run.json"))
-    finished = [(record.get("finished", file.stat().st_mtime), file.parent)
+    finished = [(at if adapters.finite(at := record.get("finished")) else file.stat().st_mtime, file.parent)
                 for file, record in records if record.get("status") == "finished"]  # fmt: skip
     if not finished:
         raise SystemExit(f"no finished run in {root}: run train.py first, or name a folder.")
@@ -144,19 +146,12 @@ def load_run(run: TrainedRun, args, load=load_base, read=load_tokenizer):
     load: as load_base, for another kind of model; read: what is read from the adapter's folder in the tokenizer's place.
     """
     args.backend = device.decide_backend(args.backend)  # before PEFT and transformers, which Unsloth patches
-    from peft import PeftModel
-
     tokenizer = read(run.adapter)
     nf4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     four_bit = hub.choose_quantization(args.quantization, run.base)
     model = load(run.base, args.backend, nf4 if four_bit else None, device.dtype())
-    try:
-        return PeftModel.from_pretrained(model, str(run.adapter)).eval(), tokenizer
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        named = read_json(run.adapter / "adapter_config.json")["base_model_name_or_path"]
-        raise SystemExit(f"{run.adapter} was not trained on {run.base}: it names its base, {named}.") from None
+    adapters.check_words(tokenizer, model, run.adapter)
+    return adapters.attach(model, run.adapter).eval(), tokenizer
 
 
 @contextlib.contextmanager

@@ -204,7 +204,9 @@ def _saved(path):
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever Arrow and datasets meet in a folder that is not complete
-        raise SystemExit(f"{path}: not a complete folder of save_to_disk: {' '.join(str(error).split())[:200]}") from None
+        raise SystemExit(
+            f"{path}: not a complete folder of save_to_disk: {' '.join(str(error).split())[:200]}"
+        ) from None
     if not isinstance(saved, datasets.DatasetDict):
         return saved
     if "train" not in saved:
@@ -272,10 +274,11 @@ def _json(path):
                 f"expected a JSON list or a JSON object a line; it {f'begins with {head!r}' if head else 'is empty'}."
             )
         else:
-            yield from _lines(source, head, blank)
+            yield from _lines(source, head, blank, path.suffix.lower() != ".jsonl")
 
 
-def _lines(source, head, number):
+def _lines(source, head, number, wrapped):
+    """wrapped: whether one object alone may be meant to hold the rows; a line of a .jsonl file is a row."""
     twice, first, most = [], None, 64 * LONGEST
     decode = _decoder(twice).decode
     line = head + source.readline(most)
@@ -285,7 +288,7 @@ def _lines(source, head, number):
             _refuse_object(decode, line + source.read(most))
         if first is None and isinstance(row, dict):
             first, then = row, source.readline(most)
-            if not then.strip():
+            if wrapped and not then.strip():
                 _refuse_wrapper(row)
             yield number, row
             number, line = number + 1, then
@@ -406,7 +409,9 @@ def keep(found, check, source, what="row", used=None, key=None, needed=()):
         if set(report["dropped"]) == {MISSING} and not rows and name not in columns:
             raise SystemExit(f"{source}: no column {name!r}. Columns found: {there}.")
     if not rows:
-        raise SystemExit(f"{format_report(report)}\n{_shown(f'{source}: no usable {what} in it. Columns found: {there}.')}")
+        raise SystemExit(
+            f"{format_report(report)}\n{_shown(f'{source}: no usable {what} in it. Columns found: {there}.')}"
+        )
     report["notes"] += [*_suspects(rows, places), *(_repeats(rows, places, key) if key else ())]
     return rows, report
 
@@ -432,7 +437,7 @@ def drop(report, place, bad):
 
 
 def said(bad) -> str:
-    """", column x: what was found" of a Bad."""
+    """ ", column x: what was found" of a Bad."""
     _, column, found = bad.args
     return f", column {column}: {found}" if column else f": {found}"
 

@@ -3,6 +3,7 @@
 
 import importlib.util
 import math
+import os
 import re
 from pathlib import Path
 
@@ -192,12 +193,7 @@ def tune(config, args, path, dataset):
     given, total = set(args.given), device.card_bytes()
     fixed = _fixed(vars(args) | vars(config), "per_device_train_batch_size")
     if "micro" not in fixed:  # else as given, for each GPU
-        if rows % config.world_size:
-            raise SystemExit(
-                f"{rows} rows per step cannot be split over {config.world_size} GPUs: take --auto false, and "
-                "--per_device_train_batch_size and --gradient_accumulation_steps count for each GPU."
-            )
-        rows //= config.world_size
+        rows = _share(rows, config.world_size)
     packing = args.packing if "packing" in given else device.varlen_kernel() is not None
     shards = config.world_size if device.sharded() else 1
     choice = choose(path, tokens.lengths(dataset), rows, args.lora_r, total, fixed, shards)
@@ -232,23 +228,39 @@ def tune(config, args, path, dataset):
     print(f"auto: about {size / 1e9:.0f} of {total / 1e9:.0f} GB; the same by hand: --auto false {flags}")
 
 
+def _share(rows, cards):
+    """Rows of an optimizer step on each of several GPUs."""
+    if rows % cards:
+        raise SystemExit(
+            f"{rows} rows per step cannot be split over {cards} GPUs: take --auto false, and "
+            "--per_device_train_batch_size and --gradient_accumulation_steps count for each GPU."
+        )
+    return rows // cards
+
+
 def estimate(args, flag, work=None, micro="per_device_train_batch_size", most=0):
     """--estimate: print, for each of CARDS, whether a step fits on one, what takes the memory, and what would make it fit.
 
-    Needs neither a GPU nor a model: see shape_of. args: all flags. flag: the one that limits a row's length. work(length, rows): what a micro-batch of so many rows takes, as arguments of
-    `needs`; by default rows of so many tokens. micro: the name of the flag with the rows of a micro-batch; where that is 0,
-    the card decides, up to `most`.
+    Needs neither a GPU nor a model: see shape_of. Under `accelerate launch` it is of one of the GPUs that this starts: as in
+    `tune`, --auto splits a step's rows over them, and FSDP the weights. args: all flags. flag: the one that limits a row's
+    length. work(length, rows): what a micro-batch of so many rows takes, as arguments of `needs`; by default rows of so
+    many tokens. micro: the name of the flag with the rows of a micro-batch; where that is 0, the card decides, up to `most`.
     """
     own, value = vars(args), getattr(args, flag)
     shape, auto, splits = shape_of(args.model), own.get("auto", False), own.get("gradient_accumulation_steps")
     rows, fixed = own.get("rows_per_step") or own[micro] * (splits or 1) or most, _fixed(own, micro)
+    cards = int(os.environ.get("WORLD_SIZE", "1"))
+    shards = cards if device.sharded() else 1
+    if own.get("rows_per_step") or auto and "micro" not in fixed:
+        rows = _share(rows, cards)
     code = "unsloth" if own.get("backend") == "unsloth" else "fast" if auto or own.get("fused_lora") else "plain"
     adapter = {"adapter": 10 if "8bit" in own.get("optim", "") else 16}  # its two moments in 8 bits
     work = work or (lambda length, rows: {"tokens": length * rows})
 
     def parts(value, four_bit, checkpointing, rows):
         how = adapter | work(value, rows)
-        return needs(shape, r=own["lora_r"], four_bit=four_bit, checkpointing=checkpointing, code=code, **how)
+        made = needs(shape, r=own["lora_r"], four_bit=four_bit, checkpointing=checkpointing, code=code, **how)
+        return made | {"weights": made["weights"] / shards}
 
     def best(value, total, fixed):
         return fastest(
@@ -271,7 +283,8 @@ def estimate(args, flag, work=None, micro="per_device_train_batch_size", most=0)
             made[flag] = length
         return " ".join(f"--{name} {each}" for name, each in made.items())
 
-    print(f"A training step's GPU memory in GB: {own['model']}, LoRA r {own['lora_r']}, one GPU, code: {code}. No data is read: an\n"
+    gpus = "one GPU" if cards == 1 else f"each of {cards} GPUs{' (FSDP)' if shards > 1 else ''}"
+    print(f"A training step's GPU memory in GB: {own['model']}, LoRA r {own['lora_r']}, {gpus}, code: {code}. No data is read: an\n"
           f"upper bound, with each row as long as --{flag} {value} allows. kept: activations, for the backward pass; at work:\n"
           f"one layer, or the loss; cache: keys and values of rollouts; CUDA: what torch does not count, and a margin.\n\n"
           f"card  fits  needs  weights   LoRA   kept  at work  cache   CUDA")  # fmt: skip
