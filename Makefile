@@ -1,5 +1,6 @@
 # Every target is a few lines; what needs more lives in tools/.
 PY := .venv/bin/python
+TWO := -n 2 --dist loadfile  # two test files at a time, with one thread each (tests/conftest.py)
 TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */Dockerfile)))
 
 .PHONY: demo test test-fast test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor faults
@@ -15,10 +16,10 @@ demo: venv  ## the medical recipe from messy CSV files to answers, on a CPU
 	$(PY) medical/infer.py --question "Why does my knee hurt when I climb the stairs?"
 
 test: venv  ## every test; those that need a Docker engine are skipped where there is none
-	$(PY) -m pytest
+	$(PY) -m pytest $(TWO)
 
 test-fast: venv  ## the tests that train nothing, two minutes
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest $(TWO) -m "not slow"
 
 faults: venv  ## every trainer killed at every write, and started again: figures for docker/RESULTS.md
 	@$(PY) tools/faults.py $(ARGS)

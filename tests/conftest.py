@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT))
 
 from common import hub, paths  # noqa: E402
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two files at a time: threads of both would wait for each other
 os.environ.setdefault("MODELS_DIR", str(ROOT / "models"))
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks a hub is wrong
 paths.load_env()
