@@ -39,12 +39,8 @@ def rank(number, port, module, flags, home, stop):
     def work():
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        import torch
-
         from common import runs
 
-        # Threads that read weights would set torch's pool up all at once, which a fork has left behind: "Invalid thread pool".
-        torch.set_num_threads(1)
         before = runs.Recorder.on_step_end
 
         def on_step_end(self, args, state, control, **kwargs):

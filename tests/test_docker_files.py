@@ -141,7 +141,11 @@ exit "${code:-0}"
 
 def test_slurm_gives_each_process_of_two_nodes_its_number(two_nodes):
     names = "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
-    train = f"import os, sys; print(*[os.environ[name] for name in {names}], sys.argv[1:])"
+    # Written at once: four processes share the pipe.
+    train = (
+        f"import os, sys; said = [os.environ[name] for name in {names}]; "
+        "os.write(1, (' '.join(said) + f' {sys.argv[1:]}\\n').encode())"
+    )
     done, told = two_nodes(train, "--data", "my data")
     assert (done.returncode, told) == (0, None), done.stderr
     lines = [f"{n} {n % 2} 4 gpu-a {20000 + 41007 % 20000} ['--data', 'my data']" for n in range(4)]

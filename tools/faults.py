@@ -149,6 +149,10 @@ def forked(work, log: Path):
             with open(log, "w", buffering=1) as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
+            import torch
+
+            # Threads that read weights would set torch's pool up all at once, which a fork has left behind.
+            torch.set_num_threads(1)
             work()
             code = 0
         except SystemExit as end:
