@@ -3,7 +3,7 @@ PY := .venv/bin/python
 TWO := -n 2 --dist loadfile  # two test files at a time, with one thread each (tests/conftest.py)
 TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */Dockerfile)))
 
-.PHONY: demo test test-fast test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor faults
+.PHONY: demo test test-fast test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor faults nightly
 .DELETE_ON_ERROR:
 
 venv: .venv/.ready  ## .venv with everything that a laptop needs
@@ -20,6 +20,10 @@ test: venv  ## every test; those that need a Docker engine are skipped where the
 
 test-fast: venv  ## the tests that train nothing, two minutes
 	$(PY) -m pytest $(TWO) -m "not slow"
+
+nightly: venv  ## what takes hours: launchers, every image, every kill point
+	TEST_NIGHTLY=1 TEST_DOCKER_ALL=1 $(PY) -m pytest $(TWO)
+	$(PY) tools/faults.py
 
 faults: venv  ## every trainer killed at every write, and started again: figures for docker/RESULTS.md
 	@$(PY) tools/faults.py $(ARGS)

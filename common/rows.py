@@ -546,10 +546,13 @@ def _repeats(rows, places, key):
 # -- hold out
 
 
-def split_by(rows, key, ratio, seed):
-    """(training rows, held-out rows), in their order. Rows with the same key stay on one side, so nothing leaks."""
+def split_by(rows, key, ratio, seed, ordered=False):
+    """(training rows, held-out rows), in their order. Rows with the same key stay on one side, so nothing leaks.
+
+    ordered: draw from the sorted keys, so that the order of the rows does not matter.
+    """
     keys = [key(row) for row in rows]
-    held = hold_out(keys, ratio, seed)
+    held = hold_out(sorted(set(keys)) if ordered else keys, ratio, seed)
     sides = {True: [], False: []}
     for row, each in zip(rows, keys, strict=True):
         sides[each in held].append(row)

@@ -10,12 +10,12 @@ Offline, seconds:   python data.py --demo --out mix.jsonl
 """
 
 import argparse
+import contextlib
 import random
-import shutil
 from pathlib import Path
 
 from common.paths import command, data_dir, load_env
-from common.rows import format_report, hold_out, keep, read
+from common.rows import format_report, keep, read, split_by
 from plan import COLUMNS, format_reports, load_plan, mix
 from prompt import question_of
 from sources import clean, from_alpaca, normalise, write_jsonl
@@ -55,13 +55,9 @@ def check(row):
 
 def split(rows, ratio, seed):
     """(training rows, held-out rows). Rows with the same question stay on one side, so nothing leaks."""
-    questions = [normalise(question_of(row)) for row in rows]
-    held = hold_out(sorted(set(questions)), ratio, seed)
-    sides = {True: [], False: []}
-    for row, question in zip(rows, questions, strict=True):
-        sides[question in held].append(row)
-    random.Random(seed).shuffle(sides[True])  # so that the first 500 are of all parts of the file
-    return sides[False], sides[True]
+    train, held = split_by(rows, lambda row: normalise(question_of(row)), ratio, seed, ordered=True)
+    random.Random(seed).shuffle(held)  # so that the first 500 are of all parts of the file
+    return train, held
 
 
 def load_splits(args):
@@ -93,7 +89,10 @@ def main(argv=None):
     rows, reports = mix(plan, args.allow_short, parts)
     print(format_reports(reports))
     write_jsonl(rows, out)
-    shutil.rmtree(parts)
+    for source in plan["sources"]:
+        (parts / f"{source}.jsonl").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody put a file of theirs there
+        parts.rmdir()
     print(f"{len(rows):,} rows written to {out}")
 
 

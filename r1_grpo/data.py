@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.files import new_file, write_lines
 from common.paths import load_env
-from common.rows import Bad, default_source, hold_out, keep, object_of, text_of
+from common.rows import Bad, default_source, keep, object_of, split_by, text_of
 from common.rows import format_report as format_rows
 from common.rows import read_splits as read_raw
 from common.settings import in_range
@@ -55,10 +55,7 @@ def read_splits(source=None):
             raw, check, f"{source}: {name}", used=USED, key=lambda row: (row["question"], row["gold"])
         )
     if "test" not in rows:
-        questions = sorted({row["question"] for row in rows["train"]})
-        held = hold_out(questions, 0.1, 0)
-        rows["test"] = [row for row in rows["train"] if row["question"] in held]
-        rows["train"] = [row for row in rows["train"] if row["question"] not in held]
+        rows["train"], rows["test"] = split_by(rows["train"], lambda row: row["question"], 0.1, 0, ordered=True)
     report["kept"] = {name: len(kept) for name, kept in rows.items()}
     report["overlap"] = overlap(rows["train"], rows["test"])
     return rows["train"], rows["test"], report

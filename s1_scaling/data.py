@@ -20,7 +20,7 @@ from functools import partial
 from common.cli import arg
 from common.grading import answer_of, is_right, short_answer
 from common.paths import load_env
-from common.rows import default_source, format_report, hold_out, keep, object_of, read_splits, text_of
+from common.rows import default_source, format_report, keep, object_of, read_splits, split_by, text_of
 
 HUB_NAME = "simplescaling/s1K-1.1"  # the thousand that s1.1 was trained on
 COLUMNS = ("question", "trace", "answer")
@@ -97,8 +97,7 @@ def clean(raw, source, needed=COLUMNS):
 
 def split(rows, ratio, seed):
     """(training rows, held-out rows). Rows with the same question stay on one side, so nothing leaks."""
-    held = hold_out(sorted({row["question"] for row in rows}), ratio, seed)
-    return [row for row in rows if row["question"] not in held], [row for row in rows if row["question"] in held]
+    return split_by(rows, lambda row: row["question"], ratio, seed, ordered=True)
 
 
 def load_splits(args):

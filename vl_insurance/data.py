@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.files import text_table
 from common.paths import load_env
-from common.rows import Bad, clean_text, format_report, hold_out, keep, object_of, text_of
+from common.rows import Bad, clean_text, format_report, keep, object_of, split_by, text_of
 from common.settings import in_range
 from pictures import BadPicture, find_picture, image_tokens, is_rotated, load_image
 from sheet import COLUMNS, read_table
@@ -68,8 +68,7 @@ def check(raw, root, seen, tagged):
 
 def split(rows, ratio, seed):
     """(training rows, held-out rows). Rows with the same picture stay on one side, so nothing leaks."""
-    held = hold_out(sorted({row["sha256"] for row in rows}), ratio, seed)
-    return [row for row in rows if row["sha256"] not in held], [row for row in rows if row["sha256"] in held]
+    return split_by(rows, lambda row: row["sha256"], ratio, seed, ordered=True)
 
 
 def load_splits(args):
