@@ -59,7 +59,7 @@ def build(docker, task, tmp_path_factory, lock="requirements.txt"):
 
 
 def only_in_full(whether=True):
-    """An image takes a minute or two to build: CI builds three, `make test-docker` all."""
+    """An image takes a minute or two to build: CI builds two, `make test-docker` all."""
     if whether and not os.environ.get("TEST_DOCKER_ALL"):
         pytest.skip("make test-docker builds this image")
 
@@ -358,7 +358,7 @@ OTHERS = {  # flags that make a demo a matter of seconds; rlhf_ppo's is a chain 
 @pytest.mark.parametrize("task", OTHERS)
 def test_every_other_folder_is_an_image_too(docker, medical, models, task, tmp_path, tmp_path_factory):
     """Built from its folder alone, it trains its demo with no network. (medical stands for the base being there.)"""
-    only_in_full(task not in ("alpaca", "domain_mix"))
+    only_in_full(task != "alpaca")
     # alpaca's is built from its other lock, as every image for CUDA 12.8 is.
     image = build(docker, task, tmp_path_factory, "requirements-cu128.txt" if task == "alpaca" else "requirements.txt")
     check_contents(docker, image, task)
