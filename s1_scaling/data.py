@@ -90,9 +90,7 @@ def check(row, needed=COLUMNS):
 
 def clean(raw, source, needed=COLUMNS):
     """(usable rows, report) of raw rows with their places, as common.rows.keep gives them. Raises SystemExit."""
-    return keep(
-        raw, partial(check, needed=needed), source, key=lambda row: (row["question"], row.get("answer")), needed=()
-    )
+    return keep(raw, partial(check, needed=needed), source, key=lambda row: (row["question"], row.get("answer")))
 
 
 def split(rows, ratio, seed):

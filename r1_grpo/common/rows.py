@@ -28,9 +28,9 @@ MISSING, TYPE, EMPTY, BROKEN, CONTROL, LONG = (
 NOT_JSON = "not JSON"
 # <|im_end|> inside a text would end a turn in the middle of it: tokenizers take the text for the token.
 CONTROL_TOKEN = re.compile(r"<\|[^\s|<>]{1,40}\|>")
-SUSPECT = {  # what is kept, and should be known before a model learns to say it
-    "{{placeholders}} that nobody filled in": re.compile(r"\{\{ ?\w[\w. ]{0,40}\}\}"),
-    "<image> tags, which mean nothing in a text": re.compile(r"<image>"),
+SUSPECT = {  # what is kept, and should be known before a model learns to say it: a sign that is quick to see, and a pattern
+    "{{placeholders}} that nobody filled in": ("{{", re.compile(r"\{\{ ?\w[\w. ]{0,40}\}\}")),
+    "<image> tags, which mean nothing in a text": ("<image>", re.compile(r"<image>")),
 }
 COPY = re.compile(r" ?\(\d+\)$| copy( \d+)?$| - 副本| 副本$", re.IGNORECASE)
 SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)$")
@@ -144,8 +144,8 @@ def one_set(folder, files, suffixes) -> list:
     folders, kinds = {file.parent for file in files}, {file.suffix.lower() for file in files}
     stems = {file.stem for file in files}
     copies = [file.name for file in files if COPY.search(file.stem) and COPY.sub("", file.stem) in stems]
-    shards = {shard[1]: int(shard[3]) for shard in map(SHARD.match, stems) if shard}
-    have = Counter(shard[1] for shard in map(SHARD.match, stems) if shard)
+    parts = [shard for shard in map(SHARD.match, stems) if shard]
+    shards, have = {part[1]: int(part[3]) for part in parts}, Counter(part[1] for part in parts)
     named = ", ".join(str(file.relative_to(folder)) for file in files[:8]) + (", ..." if len(files) > 8 else "")
     for wrong, what in (
         (len(folders) > 1, f"several sets in {len(folders)} folders"),
@@ -519,13 +519,12 @@ def text_fault(value):
 
 def _suspects(rows, places):
     """Lines about texts that are kept and look wrong."""
-    for what, pattern in SUSPECT.items():
-        start = pattern.pattern[:2].replace("\\", "")[:1]  # most texts have no such sign, and are done with
+    for what, (sign, pattern) in SUSPECT.items():
         hit = [
             place
             for place, row in zip(places, rows, strict=True)
             if isinstance(row, dict)
-            and any(isinstance(text, str) and start in text and pattern.search(text) for text in row.values())
+            and any(isinstance(text, str) and sign in text and pattern.search(text) for text in row.values())
         ]
         if hit:
             yield f"{len(hit):,} rows with {what} (the first: {hit[0].inside})"

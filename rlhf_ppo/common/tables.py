@@ -10,6 +10,7 @@ import codecs
 import csv
 import re
 import zipfile
+import zlib
 from decimal import Decimal
 from pathlib import Path
 
@@ -418,7 +419,7 @@ def check_workbook(path):
                 if name.endswith((".xml", ".rels")):
                     check_part(archive, name)
             return names
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, zipfile.zlib.error):
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, zlib.error):
         raise Unusable("not an .xlsx file, or cut off. Save it as .xlsx in Excel or WPS.") from None
 
 
