@@ -24,8 +24,10 @@ from typing import Literal
 
 from common import device, models, tokens
 from common.cli import LoraArgs, SftArgs, arg, parse, trainer_config
+from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
+from common.rehearse import rehearse
 from common.speed import fit
 from data import load_splits
 from prompt import TEMPLATE, encode, prompt_ids
@@ -143,6 +145,8 @@ def padding_share(lengths, rows, seed=0):
 
 def main(argv=None):
     args = parse(__file__, DEFAULTS, DEMO, Args, "trl:SFTConfig", argv)
+    if args.rehearse:
+        return rehearse(__file__, argv)
     if args.estimate:
         return fit.estimate(args, "max_length")
     train_rows, eval_rows = load_splits(args)
@@ -162,6 +166,7 @@ def main(argv=None):
     eval_set = tokens.tokenize(eval_rows, to_ids, config.max_length, "held-out rows")
     tokens.show_mask(train_set, tokenizer, args.show_mask)
     fit.tune(config, args, path, train_set)
+    train_set = tokens.longest(train_set, config, args.longest_steps)
     if args.packing:
         size = config.per_device_train_batch_size
         share = padding_share(tokens.lengths(train_set), size)
@@ -186,6 +191,7 @@ def main(argv=None):
         run.note(before=before, after=after)
     report.show(before, after, shown)
     print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder)}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from functools import partial
 import train
 from common import models, tokens
 from common.cli import SftArgs, parse, trainer_config
+from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import command
+from common.rehearse import rehearse
 from common.speed import fit
 from data import load_splits
 from prompt import conversation, prompt_ids
@@ -48,6 +50,8 @@ def encode(tokenizer, rows):
 
 def main(argv=None):
     args = parse(__file__, DEFAULTS, DEMO, Args, "trl:SFTConfig", argv)
+    if args.rehearse:
+        return rehearse(__file__, argv)
     if args.estimate:
         return fit.estimate(args, "max_length")
     train_rows, eval_rows = load_splits(args)
@@ -66,6 +70,7 @@ def main(argv=None):
     eval_set = tokens.tokenize(eval_rows[: args.eval_rows], to_ids, config.max_length, "held-out rows")
     tokens.show_mask(train_set, tokenizer, args.show_mask)
     fit.tune(config, args, path, train_set)
+    train_set = tokens.longest(train_set, config, args.longest_steps)
     with runs.Run(args, config, train_set) as run:
         trainer = SFTTrainer(
             model=train.load_model(args, config, path),
@@ -78,6 +83,7 @@ def main(argv=None):
         run.train(trainer)
         run.save(trainer, tokenizer)  # the chat template is saved with the tokenizer
     print(f"Ask it: {command('infer.py', '--adapter', run.folder)}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

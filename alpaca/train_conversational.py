@@ -16,6 +16,7 @@ from trl_rows import before_the_run, fitting
 import train
 from common import models, tokens
 from common.cli import parse, trainer_config
+from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import command
 from common.speed import fit
@@ -95,6 +96,7 @@ def main(argv=None):
         tokenizer.chat_template = own  # the marks mean nothing to other programs, and some stop at them
         run.save(trainer, tokenizer)
     print(f"Ask it: {command('infer.py', '--adapter', run.folder)}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

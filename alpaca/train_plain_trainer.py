@@ -17,6 +17,7 @@ from functools import partial
 import train
 from common import models, tokens
 from common.cli import arg, parse, trainer_config
+from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import command
 from common.speed import fit
@@ -114,6 +115,7 @@ def main(argv=None):
         run.train(trainer)
         run.save(trainer, tokenizer)
     print(f"Ask it: {command('infer.py', '--adapter', run.folder)}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

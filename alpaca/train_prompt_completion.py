@@ -16,6 +16,7 @@ from trl_rows import before_the_run, fitting
 import train
 from common import models, tokens
 from common.cli import parse, trainer_config
+from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import command
 from common.speed import fit
@@ -69,6 +70,7 @@ def main(argv=None):
         run.train(trainer)
         run.save(trainer, tokenizer, **TEMPLATE)
     print(f"Ask it: {command('infer.py', '--adapter', run.folder)}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 
 from common.files import read_json, replace_text, write_json
+from common.paths import TASK_DIR, command
+from common.tokens import labels_of
 
 SERVING, TEMPLATE, HELD_OUT = "serving.json", "serving_template.jinja", "heldout.jsonl"
 KEPT = 48  # held-out rows, as token ids: what an exported file is compared on where the data is not at hand
@@ -23,10 +25,7 @@ your steps
 the number alone
 </answer>"""
 OLD = {"r1_grpo": R1}  # of runs that did not save it yet
-SEVERAL_TURNS = {
-    "domain_mix",
-    "rlhf_ppo",
-}  # asked with history, in training or by their own chat.py; others: one question
+SEVERAL_TURNS = {"domain_mix", "rlhf_ppo"}  # asked with history, in training or by their own chat.py
 KINDS = {True: "plain", "gaussian": "plain", "orthogonal": "plain", "eva": "plain", "mica": "plain"}
 MERGED_ONLY = {"pissa", "olora"}  # A and B beside other base weights, which PEFT computes again at loading
 
@@ -86,13 +85,8 @@ def opened(system: str, several: bool) -> str:
     first += "{% if message['role'] == 'system' %}{% if message['content'] %}{% set ns.system = message %}{% endif %}"
     keep = "ns.turns + [message]" if several else "[message]"
     other = "{% else %}" if several else "{% elif message['role'] == 'user' %}"
-    return (
-        first
-        + other
-        + "{% set ns.turns = "
-        + keep
-        + " %}{% endif %}{% endfor %}{% set messages = [ns.system] + ns.turns %}"
-    )
+    last = "{% set ns.turns = " + keep + " %}{% endif %}{% endfor %}{% set messages = [ns.system] + ns.turns %}"
+    return first + other + last
 
 
 def serving_template(task: str, texts: dict, own: str | None) -> tuple[str, str | None, str]:
@@ -168,11 +162,7 @@ def write(folder: Path, task: str, tokenizer, record: dict, base: str = "") -> d
         "base": settings["base_model_name_or_path"],
         "base_digest": base or read_json(folder / SERVING).get("base_digest", ""),
         "revision": settings.get("revision"),
-        "trained_in": "nf4"
-        if arguments.get("quantization") == "4bit"
-        else "bfloat16"
-        if arguments.get("bf16")
-        else None,
+        "trained_in": record.get("trained_in") or ("nf4" if arguments.get("quantization") == "4bit" else None),
         "eos": tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id),
         "eos_id": tokenizer.eos_token_id,
         "stop_ids": ids,
@@ -202,11 +192,21 @@ def keep_rows(folder: Path, *datasets):
     """
     kept = []
     for dataset in datasets:
-        names = getattr(dataset, "column_names", None) or ()
-        if "image" in names or not {"input_ids", "labels"} <= set(names):
+        names = set(getattr(dataset, "column_names", None) or ())
+        has_labels = "input_ids" in names and names & {"labels", "completion_mask", "assistant_masks"}
+        if "image" in names or not has_labels:
             continue
-        for row in dataset.select_columns(["input_ids", "labels"]).select(range(min(len(dataset), KEPT - len(kept)))):
-            answer = next((i for i, label in enumerate(row["labels"]) if label != -100), len(row["labels"]))
+        for row in dataset.select(range(min(len(dataset), KEPT - len(kept)))):
+            answer = next((i for i, label in enumerate(labels_of(row)) if label != -100), len(row["input_ids"]))
             kept.append(json.dumps({"input_ids": list(row["input_ids"]), "answer": answer}))
     if kept:
         replace_text(folder / HELD_OUT, "\n".join(kept) + "\n")
+
+
+def next_steps(folder: Path) -> str:
+    """What comes after training, as commands: files for other programs, and whether these are the trained model."""
+    if (TASK_DIR.parent / "deploy" / "export.py").is_file():
+        made, judged = (command(f"../deploy/{name}.py", folder) for name in ("export", "gate"))
+        return f"As files for other programs: {made}\nAre they the trained model?  {judged}"
+    return ("As files for llama.cpp, Ollama or vLLM, and proved to be this model: copy the repository's folder deploy/ beside "
+            f"this one, then {command('../deploy/export.py', folder)}")  # fmt: skip

@@ -27,8 +27,10 @@ from pathlib import Path
 
 from common import device, models, tokens
 from common.cli import SftArgs, arg, parse, trainer_config
+from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
+from common.rehearse import rehearse
 from common.speed import fit
 from data import load_splits
 from prompt import TEMPLATE, encode, prompt_ids
@@ -136,6 +138,8 @@ def in_turn(rows, count):
 
 def main(argv=None):
     args = parse(__file__, DEFAULTS, DEMO, Args, "trl:SFTConfig", argv)
+    if args.rehearse:
+        return rehearse(__file__, argv)
     if args.estimate:
         return fit.estimate(args, "max_length")
     train_rows, eval_rows = load_splits(args)
@@ -161,6 +165,7 @@ def main(argv=None):
         eval_sets[name] = tokens.tokenize(rows, to_ids, config.max_length, f"held-out {name}")
     tokens.show_mask(train_set, tokenizer, args.show_mask)
     fit.tune(config, args, path, train_set)
+    train_set = tokens.longest(train_set, config, args.longest_steps)
     if args.packing and config.neftune_noise_alpha:
         # NEFTune divides by the root of the length it sees, here that of several rows end to end: undo what is too much.
         config.neftune_noise_alpha *= math.sqrt(config.per_device_train_batch_size)
@@ -185,6 +190,7 @@ def main(argv=None):
     shown = [dict(source=row["source"], question=row["instruction"], reference=row["output"]) for row in shown]
     report.show(before, after, shown)
     print(f"\nTalk to it: {command('chat.py', '--adapter', run.folder)}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ from typing import Literal
 
 from common import device, models, tokens
 from common.cli import SftArgs, arg, parse, trainer_config
+from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
+from common.rehearse import rehearse
 from common.speed import fit
 from data import load_splits
 from prompt import TEMPLATE, encode, prompt_ids
@@ -123,6 +125,8 @@ def is_chinese(text):
 
 def main(argv=None):
     args = parse(__file__, DEFAULTS, DEMO, Args, "trl:SFTConfig", argv)
+    if args.rehearse:
+        return rehearse(__file__, argv)
     if args.estimate:
         return fit.estimate(args, "max_length")
     train_rows, eval_rows = load_splits(args)
@@ -151,6 +155,7 @@ def main(argv=None):
     }
     tokens.show_mask(train_set, tokenizer, args.show_mask)
     fit.tune(config, args, path, train_set)
+    train_set = tokens.longest(train_set, config, args.longest_steps)
 
     with runs.Run(args, config, train_set) as run:
         model = load_model(args, config, path)
@@ -171,6 +176,7 @@ def main(argv=None):
         run.note(before=before, after=after)
     report.show(before, after, [{"question": row["question"], "reference": row["answer"]} for row in shown])
     print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder)}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ Override anything:  python train.py --data sample --warmup_sft 16 --num_generati
 import importlib.util
 import math
 import os
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from common import device, models
 from common.cli import LoraArgs, arg, parse, trainer_config
+from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
 from common.speed import fit
@@ -233,8 +233,6 @@ def main(argv=None):
         )
         watch.trainer = trainer
         set_reference(model, args.warmup_sft)
-        if resumed:  # transformers would load this adapter and leave ours out
-            shutil.rmtree(run.checkpoint / "ref", ignore_errors=True)
         set_seed(config.seed)  # the samples do not depend on how much was measured before
         run.train(trainer)
         drop_reference(model)
@@ -244,6 +242,7 @@ def main(argv=None):
     show(run.folder, stages)
     print(f"\nwatch it learn: {run.folder / 'samples.html'} and rewards.png beside it")
     print(f"Ask it yourself: {command('infer.py', '--adapter', run.folder)}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from common import models
+from common import contract, models
 from common.cli import LINEAR, arg, parse, trainer_config
-from common.paths import DEMO_MODEL, command
+from common.paths import DEMO_MODEL, TASK_DIR, command
 from data import DataArgs, encode_prompts, load_splits
 from prompt import prompt_texts
 from stage import BackboneArgs, check_quantization, fingerprint, ready, show_course, show_examples
@@ -160,10 +160,13 @@ def main(argv=None) -> Path:
         run.plot("grpo.png", PANELS)
         run.end_if_stopped()
         save_adapter(model, "default", tokenizer, run.folder)
+        run.note_weights(model)
+        contract.write(run.folder, TASK_DIR.name, tokenizer, run.record, inputs["model"])
         run.note(after=examples(*show))
     show_examples(shown, before=run.record["before"], after=run.record["after"])
     show_course(run.metrics(), ("reward", "completions/mean_length", "completions/clipped_ratio"))
     print(f"Ask it: {command('infer.py', '--grpo', run.folder, '--reward', Path(args.reward))}")
+    print(contract.next_steps(run.folder))
     return run.folder
 
 

@@ -27,9 +27,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import device, models
+from common import contract, device, models
 from common.cli import LINEAR, arg, parse
-from common.paths import DEMO_MODEL, command
+from common.paths import DEMO_MODEL, TASK_DIR, command
 from data import DataArgs, encode_prompts, load_splits, prompts_of_update
 from estimate import minibatch_size, rows_at_once, show_estimate
 from prompt import cut_at_eos, rm_ids
@@ -468,10 +468,13 @@ def main(argv=None) -> Path:
             run.note(before=examples(*show))
         train(backbone, tokenizer, prompts, args, run)
         save_adapter(backbone.model, "policy", tokenizer, run.folder)
+        run.note_weights(backbone.model)
+        contract.write(run.folder, TASK_DIR.name, tokenizer, run.record, inputs["model"])
         run.note(after=examples(*show))
     show_examples(shown, before=run.record["before"], after=run.record["after"])
     show_course(run.metrics(), ("score", "rlhf_reward", "kl", "length", "eos_rate"))
     print(f"Ask it: {command('infer.py', '--ppo', run.folder, '--reward', Path(args.reward))}")
+    print(contract.next_steps(run.folder))
     return run.folder
 
 

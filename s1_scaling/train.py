@@ -27,9 +27,11 @@ from pathlib import Path
 from budget import Budget, check_context, force, hf_engine, text_of
 from common import device, models, tokens
 from common.cli import SftArgs, arg, parse, trainer_config
+from common.contract import next_steps
 from common.grading import is_right
 from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
+from common.rehearse import rehearse
 from common.speed import fit
 from data import DataArgs, gold_of, load_splits, overlap, with_gold
 from prompt import QUESTION, answer_text, encode, marks, prompt_ids
@@ -156,6 +158,8 @@ def show(model, tokenizer, args):
 
 def main(argv=None):
     args = parse(__file__, DEFAULTS, DEMO, Args, "trl:SFTConfig", argv)
+    if args.rehearse:
+        return rehearse(__file__, argv)
     if args.estimate:
         return fit.estimate(args, "max_length")
     train_rows, eval_rows = load_splits(args)
@@ -184,6 +188,7 @@ def main(argv=None):
     check_context(asked, Budget(args.max_think, 0, args.max_answer), marks(tokenizer), config.max_length)
     tokens.show_mask(train_set, tokenizer, args.show_mask)
     fit.tune(config, args, path, train_set)
+    train_set = tokens.longest(train_set, config, args.longest_steps)
 
     with runs.Run(args, config, train_set) as run:
         model = load_model(args, config, path)
@@ -205,6 +210,7 @@ def main(argv=None):
         if name in before:
             print(f"held-out {name}: {before[name]:.3f} before, {after[name]:.3f} after")
     print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder)}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

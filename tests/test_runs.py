@@ -512,7 +512,9 @@ def test_the_plan_is_said_with_its_cost(tmp_path, args, capsys):
 
 
 def test_after_20_steps_time_and_cost_are_said(tmp_path, capsys):
-    recorder = runs.Recorder(SimpleNamespace(steps=100, price=2.5, stop=None, main=True, world=1, config=True))
+    recorder = runs.Recorder(
+        SimpleNamespace(steps=100, price=2.5, stop=None, stop_after=None, main=True, world=1, config=True)
+    )
     for step in range(1, 31):
         recorder.on_step_end(None, SimpleNamespace(global_step=step), SimpleNamespace())
     said = capsys.readouterr().out

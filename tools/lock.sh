@@ -9,7 +9,9 @@ uv() { .venv/bin/python -m uv "$@"; }
 # torch is left out: Linux has it from PyTorch's CPU index, a Mac from PyPI, this repository's tests from a file, and one
 # lock cannot hold the digests of all of them. tools/venv.sh installs the pin of requirements-cpu.in first, over TLS and by
 # the digest that the index gives. torch's CUDA packages go with it: its CPU build needs none, its CUDA build pins them.
-uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header requirements-cpu.in |
+# gradio and trackio say "pillow below 13"; both work with the 13 that the recipes have (tests/test_compare.py).
+uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header \
+  --override <(grep ^pillow== requirements-cpu.in) requirements-cpu.in |
   awk '/^[A-Za-z0-9]/ { keep = !/^(torch==|nvidia-|cuda-|triton==)/ } keep' >.requirements-cpu.new
 {
   echo "# Written by \`make lock\` from requirements-cpu.in: every package that \`make demo\` and \`make test\` install, but"

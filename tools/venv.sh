@@ -34,5 +34,5 @@ if [ "torch==$have" != "$torch" ]; then
   .venv/bin/pip install --quiet ${from[@]+"${from[@]}"} "$torch" || fail "pip could not install $torch; its last lines say why. Check the network (or set PIP_INDEX_URL to a mirror) and run the same command again."
 fi
 echo "installing requirements-cpu.txt"
-.venv/bin/pip install --quiet -r requirements-cpu.txt || fail "pip could not install requirements-cpu.txt; its last lines say why. Check the network (or set PIP_INDEX_URL to a mirror) and run the same command again: what is there is kept."
+.venv/bin/pip install --quiet --no-deps -r requirements-cpu.txt || fail "pip could not install requirements-cpu.txt; its last lines say why. Check the network (or set PIP_INDEX_URL to a mirror) and run the same command again: what is there is kept."
 touch .venv/.ready

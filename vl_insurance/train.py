@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import device, tokens
-from common.cli import ModelArgs, arg, parse, trainer_config
+from common.cli import ModelArgs, RehearsalArgs, arg, parse, trainer_config
+from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import command
+from common.rehearse import rehearse
 from common.speed import fit
 from data import load_splits
 from lessons import ALL
@@ -85,7 +87,7 @@ NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_qua
 
 
 @dataclass
-class Args(ModelArgs):
+class Args(RehearsalArgs, ModelArgs):
     data: str | None = arg(
         None, "xlsx, csv or jsonl, or a folder with qwen-vl-train.xlsx (default: VL_INSURANCE_DATA_DIR)"
     )
@@ -165,6 +167,8 @@ def main(argv=None):
     lora_targets(args)
     if args.padding_free:
         raise SystemExit("--padding_free: TRL has it for text only.")
+    if args.rehearse:
+        return rehearse(__file__, argv)
     if args.estimate:
 
         def work(pixels, rows):  # a token is 28 x 28 pixels, and four patches in the encoder; the text: some 300 tokens
@@ -189,6 +193,7 @@ def main(argv=None):
     train_set = tokenize(train_rows, processor, args.max_length, "training rows")
     eval_set = tokenize(eval_rows, processor, args.max_length, "held-out rows")
     tokens.show_mask(train_set, processor.tokenizer, args.show_mask)
+    train_set = tokens.longest(train_set, config, args.longest_steps)
     counts = sorted(row.count(processor.image_token_id) for row in train_set["input_ids"])
     print(f"a picture is {counts[0]:,} to {counts[-1]:,} tokens, {counts[len(counts) // 2]:,} in the middle, "
           f"at --max_pixels {args.max_pixels:,}")  # fmt: skip
@@ -211,6 +216,7 @@ def main(argv=None):
         run.note(before=before, after=after)
     show(before, after, shown, args.base_prompt)
     print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder, '--image', Path(eval_rows[0]['image']))}")
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

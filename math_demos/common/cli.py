@@ -58,7 +58,18 @@ class LoraArgs(ModelArgs):
 
 
 @dataclass
-class SftArgs(LoraArgs):
+class RehearsalArgs:
+    """Flags of supervised training that find out early what would fail late."""
+
+    rehearse: bool = arg(
+        False, "before a long run: two steps with the longest rows, resume, evaluation, export and gate"
+    )
+    longest_steps: int = arg(0, "train N steps only, on the longest rows: memory's worst case")
+    stop_after: int | None = arg(None, "stop after this step as SIGTERM would; the same command without it goes on")
+
+
+@dataclass
+class SftArgs(RehearsalArgs, LoraArgs):
     """Flags of supervised training, whose rows are known before it begins."""
 
     auto: bool = arg(True, "choose what the card decides: quantization, packing, micro-batch, checkpointing, kernels")

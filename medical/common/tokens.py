@@ -42,6 +42,17 @@ def tokenize(rows, encode, max_length, name):
     return dataset
 
 
+def longest(dataset, config, steps):
+    """The longest rows of a tokenized dataset, as many as `steps` optimizer steps take, which the trainer's config is then
+    told to do; all rows where steps is 0."""
+    if not steps:
+        return dataset
+    config.max_steps = steps
+    count = steps * config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    by_length = sorted(range(len(dataset)), key=lengths(dataset).__getitem__)
+    return dataset.select(by_length[-count:])
+
+
 def report_dropped(before, after, max_length, name):
     """Say how many rows were too long; stop where none is left."""
     if after < before:

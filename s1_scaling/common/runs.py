@@ -6,7 +6,7 @@ OUTPUT_DIR/<task>/<time>/run.json       arguments, versions, GPU, git revision, 
                          loss.png       training and held-out loss
                          checkpoint-N/  the newest three and the best; complete when its manifest.json says so
                          README.md      the run's card: base, data, before and after, how to use it
-                         the adapter and its tokenizer
+                         the adapter, its tokenizer, and how it wants to be asked (serving.json, contract.py)
 
 A recipe of several stages keeps each in OUTPUT_DIR/<task>/<stage>/<time>. Imports torch: for after the parsing.
 """
@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from common import device, files, tokens
+from common import contract, device, files, tokens
 from common.finite import GradientGuard, check_weights
 from common.hub import resolve_model
 from common.models import widen_adapters
@@ -45,7 +46,7 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "
 # Where a run is written and what it is said to cost do not change what it computes.
 NOT_IN_IDENTITY = (
     "output_dir", "logging_dir", "run_name", "price_per_hour", "show_mask", "auto", "estimate", "given", "local_rank",
-    "reuse",
+    "reuse", "stop_after", "rehearse",
 )  # fmt: skip
 
 
@@ -97,6 +98,7 @@ class Run:
             "arguments": arguments,
         }
         self.stop, self.training, self.lock, self.finished = None, False, None, False
+        self.stop_after = vars(args).get("stop_after")
         self.saved, self.needed = False, 0
         wanted = Path(asked).expanduser() if asked else output_dir() / stage / time.strftime("%Y%m%d-%H%M%S")
         on_gpu = config and not config.use_cpu
@@ -347,6 +349,7 @@ class Run:
         self.go_on(trainer)
         steps = trainer.state.global_step
         seen = round(self.tokens / self.rows * self.rows_per_step * steps)  # padding is not counted
+        self.note_weights(trainer.model)
         self.note(steps=steps, seconds=self.seconds(), tokens=seen, **device.peak_memory())
         self.draw_loss()
         self.end_if_stopped()
@@ -381,6 +384,14 @@ class Run:
         finally:
             self.training = False
 
+    def note_weights(self, model):
+        """Record what the frozen weights were in while training; --quantization auto does not say it."""
+        counts = Counter()
+        for name, each in model.named_parameters():
+            counts[each.dtype] += each.numel() if "lora_" not in name else 0
+        kind = torch.uint8 if torch.uint8 in counts else counts.most_common(1)[0][0]
+        self.note(trained_in="nf4" if kind == torch.uint8 else str(kind).removeprefix("torch."))
+
     def save(self, trainer, tokenizer, **texts):
         """Write the adapter, its tokenizer and `texts` (name=content, as name.txt) to the run's folder."""
         made = self.folder / ".saving"
@@ -396,6 +407,8 @@ class Run:
             file.chmod(0o644)  # safetensors writes 0600, and a container runs as another user
             os.replace(file, self.folder / file.name)
         made.rmdir()
+        contract.write(self.folder, TASK_DIR.name, tokenizer, self.record, self.record["weights"])
+        contract.keep_rows(self.folder, trainer.eval_dataset, trainer.train_dataset)
         self.card()
         print(f"saved: {self.folder}")
 
@@ -499,6 +512,8 @@ class Recorder(TrainerCallback):
             price = f", {left / 3600 * run.price:.2f} at {run.price} per hour" if run.price else ""
             hours = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.1f} minutes"
             tqdm.write(f"{step:.2f} s per step: the rest takes about {hours}{price}")
+        if state.global_step == run.stop_after:
+            run.stop = run.stop or signal.SIGTERM
         stop = bool(run.stop)
         if run.world > 1:  # all processes stop after the same step, or the others wait for ever
             flag = torch.tensor(int(stop), device=args.device)

@@ -19,10 +19,10 @@ RANGES = [
         max_prompt_tokens max_completion_length max_new_tokens max_answer max_chars max_pixels max_pairs context limit
         held_out eval_rows eval_pictures evaluations eval_every save_every follow_steps save_total_limit snapshots pass_k
         chunk pool n prompts seeds warmup_sft_rows arithmetic count select dataset_num_proc pad_to_multiple_of
-        torch_empty_cache_steps num_generations_eval"""),
+        torch_empty_cache_steps num_generations_eval stop_after"""),
     ("2 or more", lambda x: x >= 2, "num_generations answers sft_samples"),
     ("0 or more", lambda x: x >= 0, """
-        show_answers show_mask eval_answers eval_prompts probe_prompts follow dead_steps warmup_sft overfit samples cap
+        show_answers show_mask longest_steps eval_answers eval_prompts probe_prompts follow dead_steps warmup_sft overfit samples cap
         max_think num_ignore snapshot_every value_warmup no_repeat_ngram_size threads workers k warmup_steps eval_delay
         dataloader_num_workers weight_decay max_grad_norm neftune_noise_alpha price_per_hour temperature top_k beta epsilon
         kl_coef kl_target eos_penalty center value_clip bias_lam"""),
