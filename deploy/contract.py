@@ -11,10 +11,9 @@ One run:     python contract.py outputs/medical/20261122-101500
 import sys
 from dataclasses import dataclass
 
-from common import models
 from common.cli import arg, parse
 from common.contract import PROBES, SERVING, write
-from found import contract, open_run
+from found import contract, open_run, tokenizer_of, with_run
 
 DEFAULTS = {}
 
@@ -30,13 +29,9 @@ class Args:
 
 
 def main(argv=None):
-    argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse(
-        __file__, DEFAULTS, {}, Args, argv=["--adapter", *argv] if argv and not argv[0].startswith("-") else argv
-    )
+    args = parse(__file__, DEFAULTS, {}, Args, argv=with_run(sys.argv[1:] if argv is None else argv))
     run = open_run(args.adapter, args.model)
-    source = run.adapter if (run.adapter / "tokenizer_config.json").is_file() else run.base
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = tokenizer_of(run)
     write(run.adapter, run.record.get("task", ""), tokenizer, run.record, contract(run)[0]["base_digest"])
     serving, template = contract(run)
     print(f"{run.adapter / SERVING}")

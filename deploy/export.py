@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import contract, device, hub, models
+from common import contract, device, hub
 from common.cli import arg, parse
 from common.files import is_full, read_json, take_lock, write_json
 from common.paths import check_disk, command, output_dir
 from found import contract as contract_of
-from found import digest, free_memory, name_of, open_run, sha256, threads
+from found import digest, free_memory, name_of, open_run, sha256, threads, tokenizer_of, with_run
 
 DEFAULTS = dict(
     to="merged,gguf,ollama",  # also: merged_4bit (a GPU), adapter_gguf
@@ -66,11 +66,6 @@ def listed(text: str, known: tuple, flag: str) -> list[str]:
             f"export.py: error: --{flag} {wrong[0]!r}: choose from {', '.join(known)}, with commas between them"
         )
     return [each for each in known if each in names]
-
-
-def with_run(argv):
-    """The command line with a first word that is no flag as --adapter."""
-    return ["--adapter", *argv] if argv and not argv[0].startswith("-") else list(argv)
 
 
 def open_folder(args, run, inputs) -> tuple[Path, dict]:
@@ -277,8 +272,7 @@ def write_modelfile(run, folder: Path, manifest: dict, serving: dict, template: 
     source = "merged" if serving["question"] or not sizes else min(sizes, key=sizes.get)
     text, target = modelfile.write(f"./{source}", template, serving), folder / "Modelfile"
     parsed = modelfile.lint(text, folder, serving)
-    tokenizer = run.adapter if (run.adapter / "tokenizer_config.json").is_file() else run.base
-    if not serving["question"] and (wrong := modelfile.differences(parsed, models.load_tokenizer(tokenizer), template)):
+    if not serving["question"] and (wrong := modelfile.differences(parsed, tokenizer_of(run), template)):
         raise SystemExit(f"Modelfile: Ollama would ask {wrong[0]!r} in other tokens than training did: this chat template is not "
                          "ChatML. Leave ollama out of --to.")  # fmt: skip
     old = manifest["files"].get("Modelfile", {}).get("sha256")

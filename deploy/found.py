@@ -4,13 +4,11 @@ import hashlib
 import os
 from pathlib import Path
 
-from common import hub, models
+from common import adapters, hub, models
 from common.contract import SERVING, TEMPLATE, digest_ids, kind_of, write
 from common.files import fingerprint, read_json
 from common.models import TrainedRun
 from common.paths import TASK_DIR, output_dir
-
-ADAPTER = "adapter_model.safetensors"
 
 
 def newest() -> Path:
@@ -19,7 +17,7 @@ def newest() -> Path:
     found = []
     for file in [*root.glob("*/*/run.json"), *root.glob("*/*/*/run.json")]:
         record = read_json(file)
-        serves = record.get("status") == "finished" and (file.parent / ADAPTER).is_file()
+        serves = record.get("status") == "finished" and (file.parent / adapters.WEIGHTS).is_file()
         if serves and record.get("stage") not in ("reward", "sft") and file.parts[-3] != TASK_DIR.name:
             found.append((record.get("finished", file.stat().st_mtime), file.parent))
     if not found:
@@ -35,49 +33,53 @@ def open_run(name=None, model=None) -> TrainedRun:
     folder = Path(name).expanduser() if name else newest()
     if not (folder / "adapter_config.json").is_file():
         raise SystemExit(f"{folder} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
-    if not (folder / ADAPTER).is_file():
-        raise SystemExit(f"{folder} has no {ADAPTER}: its training was cut off, or the copy was.")
-    settings, record = read_json(folder / "adapter_config.json"), read_json(folder / "run.json")
-    if settings.get("peft_type") != "LORA":
-        raise SystemExit(
-            f"{folder}: {settings.get('peft_type')} is no LoRA adapter, and nothing else is deployed here."
-        )
+    settings, record = hub.read_object(folder / "adapter_config.json"), adapters.read_record(folder)
     if record.get("stage") == "reward" or settings.get("task_type") == "SEQ_CLS":
         raise SystemExit(f"{folder} is a reward model: it scores answers and writes none. Give a policy's folder.")
-    kind, _ = kind_of(settings)
-    if kind not in ("plain", "merge"):
-        raise SystemExit(
-            f"{folder}: {kind} changed the base's weights in training, and loading draws them anew: what is served would be "
-            "another model. Convert it where it was trained: "
-            "save_pretrained(path, path_initial_model_for_weight_conversion=...)."
-        )
-    base = hub.resolve_model(model or settings["base_model_name_or_path"])
-    if read_json(base / "config.json").get("quantization_config"):
-        raise SystemExit(f"{base} has quantised weights. Give the model as it was published (bfloat16) with --model.")
-    digest = fingerprint(base)
+    base = hub.resolve_model(model or adapters.base_of(folder))
     config = read_json(base / "config.json")
+    if config.get("quantization_config"):
+        raise SystemExit(f"{base} has quantised weights. Give the model as it was published (bfloat16) with --model.")
+    digest, serving = fingerprint(base), read_json(folder / SERVING)
+    if (known := serving.get("base_digest") or record.get("weights")) and known != digest:
+        raise SystemExit(f"{folder} was trained on another model than {base}: digest {known}, here {digest}. "
+                         "Give its base with --model.")  # fmt: skip
     size = (config | config.get("text_config", {})).get("vocab_size", 0)
     if (tokens := vocabulary(folder)) > size:
         raise SystemExit(f"{folder}: its tokenizer has {tokens:,} tokens, {base.name} {size:,}: a vocabulary that grew in training "
                          "cannot be served. Train without new tokens.")  # fmt: skip
-    serving = read_json(folder / SERVING)
-    if (known := serving.get("base_digest") or record.get("weights")) and known != digest:
-        raise SystemExit(f"{folder} was trained on another model than {base}: digest {known}, here {digest}. "
-                         "Give its base with --model.")  # fmt: skip
+    if beside := [name for name in hub.tensors(folder / adapters.WEIGHTS) or () if ".lora_" not in name]:
+        raise SystemExit(f"{folder}: {beside[0]} is no LoRA matrix (a grown vocabulary, modules_to_save?): no program but PEFT "
+                         "can serve it. Train without it.")  # fmt: skip
+    kind, _ = kind_of(adapters.check(folder, base, record.get("arguments")))
+    if kind not in ("plain", "merge"):
+        raise SystemExit(f"{folder}: {kind} changed the base's weights in training, and loading draws them anew: what is "
+                         "served would be another model. Convert it where it was trained: "
+                         "save_pretrained(path, path_initial_model_for_weight_conversion=...).")  # fmt: skip
+    texts = adapters.read_texts(folder, {})
+    run = TrainedRun(folder, base, record, record.get("arguments", {}), texts)
     if not serving.get("base_digest") or not (folder / TEMPLATE).is_file():
         task = record.get("task") or (folder.parent.name if folder.parent.name != "outputs" else "")
-        source = folder if (folder / "tokenizer_config.json").is_file() else base
-        write(folder, task, models.load_tokenizer(source), record, digest)
+        write(folder, task, tokenizer_of(run), record, digest)
         print(f"serving contract written: {folder / SERVING}, {TEMPLATE}")
-    texts = {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.txt")}
-    return TrainedRun(folder, base, record, record.get("arguments", {}), texts)
+    return run
+
+
+def tokenizer_of(run: TrainedRun):
+    """The trained tokenizer, or the base's where the adapter came without one."""
+    return models.load_tokenizer(reads_of(run))
+
+
+def reads_of(run: TrainedRun) -> Path:
+    """The folder that has a run's tokenizer: its own, or its base's."""
+    return run.adapter if (run.adapter / "tokenizer_config.json").is_file() else run.base
 
 
 def vocabulary(folder: Path) -> int:
     """How many tokens a folder's tokenizer has, added ones included; 0 without one."""
-    content = read_json(folder / "tokenizer.json")
-    if not content:
+    if not (folder / "tokenizer.json").is_file():
         return 0
+    content = hub.read_object(folder / "tokenizer.json", model=dict, added_tokens=list)
     return 1 + max([*content["model"]["vocab"].values(), *(each["id"] for each in content["added_tokens"])])
 
 
@@ -101,7 +103,7 @@ def digest(folder: Path) -> str:
     settings = {
         name: value for name, value in read_json(folder / "adapter_config.json").items() if name != "inference_mode"
     }
-    return digest_ids([sha256(folder / ADAPTER), settings])
+    return digest_ids([sha256(folder / adapters.WEIGHTS), settings])
 
 
 def free_memory() -> int:
@@ -118,5 +120,11 @@ def free_memory() -> int:
 
 
 def threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity")
-               else range(os.cpu_count() or 1)))  # fmt: skip
+    """How many threads to compute with: OMP_NUM_THREADS, or one for each core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(os.environ.get("OMP_NUM_THREADS") or cores)
+
+
+def with_run(argv: list) -> list:
+    """The command line with a first word that is no flag as --adapter."""
+    return ["--adapter", *argv] if argv and not argv[0].startswith("-") else list(argv)

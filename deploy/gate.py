@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import contract, models
+from common import contract
 from common.cli import arg, parse
 from common.files import read_json, text_table, write_json
 from common.paths import check_disk, command, output_dir
 from found import contract as contract_of
-from found import digest, free_memory, name_of, open_run, threads
+from found import digest, free_memory, name_of, open_run, threads, tokenizer_of, with_run
 
 DEFAULTS = dict(
     seed=0  # of the resampling
@@ -67,16 +67,17 @@ def slope(x, y, groups, seed, draws=2000):
     return float(xy.sum() / max(xx.sum(), 1e-30)), float(low), float(high)
 
 
-def verdict(low: float, high: float, kl: float, limit: float, explained=1.0, faults=()) -> int:
+def verdict(low: float, high: float, kl: float, limit: float, explained=1.0, faults=(), apart=1.0) -> int:
     """0, 4, 5 or 6 of an arm. A slope decides only where its interval leaves out what else it could be.
 
     explained: the share of the arm's distance to the base that lies along the adapter's. Where most of it does not, as of
-    a coarse file of a lightly trained run, an odd slope is the rounding's, and no proof of another scale.
+    a coarse file of a lightly trained run, an odd slope is the rounding's, and no proof of another scale. apart: its
+    squared distance to the base, of the adapter's; a slope of 0 is the base's only where that is near 0 as well.
     """
     if faults:
         return 5
     if low > -NEAR and high < NEAR:
-        return 4 if kl <= 10 * limit or kl < 0.5 else 5
+        return 4 if kl <= 10 * limit or kl < 0.5 or apart < 0.1 else 5
     if low > 1 - NEAR and high < 1 + NEAR:
         return 0 if kl <= limit else 5
     odd = high < -NEAR or low > 1 + NEAR or low > NEAR and high < 1 - NEAR
@@ -129,7 +130,7 @@ def judge_folder(path, reference, expected, serving, dtype):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = scores.load(path, dtype, device)
-    found, kl, finite = reference.score(lambda ids, first: scores.of_torch(model, ids, first))
+    found, kl, finite = reference.score(scores.of_torch(model), path.name)
     faults = [] if finite else ["values that are not finite"]
     if expected and scores.prompts_of_folder(path) != expected:
         faults.append("its chat template asks in other tokens than training did")
@@ -148,7 +149,7 @@ def judge_gguf(path, reference, expected, serving, base_gguf=None):
     lora = what["fields"].get("general.type") == "adapter"
     longest = max(len(ids) for ids, _ in reference.pairs)
     model = llama.File(base_gguf() if lora else path, longest, threads(), path if lora else None)
-    found, kl, finite = reference.score(lambda ids, first: model.logits(ids[:-1], first - 1))
+    found, kl, finite = reference.score(lambda ids, first: model.logits(ids[:-1], first - 1), path.name)
     faults, ends, eos = [] if finite else ["values that are not finite"], model.ends(serving["eos_id"]), model.eos
     model.close()
     if lora:
@@ -168,10 +169,7 @@ def judge_gguf(path, reference, expected, serving, base_gguf=None):
 
 
 def main(argv=None):
-    argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse(
-        __file__, DEFAULTS, {}, Args, argv=["--adapter", *argv] if argv and not argv[0].startswith("-") else argv
-    )
+    args = parse(__file__, DEFAULTS, {}, Args, argv=with_run(sys.argv[1:] if argv is None else argv))
     run = open_run(args.adapter, args.model)
     given = Path(args.files).expanduser() if args.files else newest_export(run)
     if given is not None and not given.exists():
@@ -188,8 +186,7 @@ def main(argv=None):
     import scores
 
     began = time.time()
-    source = run.adapter if (run.adapter / "tokenizer_config.json").is_file() else run.base
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = tokenizer_of(run)
     pairs = scores.texts(run, tokenizer, template, args.rows, serving["max_length"])
     expected = contract.probe_ids(tokenizer, template) if serving["prompt_sha256"] else None
     dtype = scores.dtype_for(run.base, free_memory())
@@ -210,7 +207,10 @@ def main(argv=None):
     changed, worst = moved > NOTHING[name], 0
     order = [0, 6, 4, 5]
     base_gguf = base_writer(run, folder, serving, template)
-    for arm, path in {**arms, **({args.served: None} if args.served else {})}.items() if changed else ():
+    if args.served:
+        arms = {**arms, args.served: None}
+    for arm, path in arms.items() if changed else ():
+        started = time.time()
         if path is None:
             from served import judge
 
@@ -219,10 +219,12 @@ def main(argv=None):
             found, kl, faults, kind = judge_folder(path, reference, expected, serving, dtype)
         else:
             found, kl, faults, kind = judge_gguf(path, reference, expected, serving, base_gguf)
+        print(f"  {arm}: read in {time.time() - started:.0f} s", flush=True)
         limit = LIMITS[kind] if name == "float32" or path is None else max(LIMITS[kind], 5e-3)
         at, low, high = slope(x, found - reference.base, reference.groups, args.seed)
         y = found - reference.base
-        code = verdict(low, high, kl, limit, at * at * float((x * x).sum()) / max(float((y * y).sum()), 1e-30), faults)
+        whole, far = float((x * x).sum()), float((y * y).sum())
+        code = verdict(low, high, kl, limit, at * at * whole / max(far, 1e-30), faults, far / max(whole, 1e-30))
         worst = max(worst, code, key=order.index)
         rows.append((arm, at, low, high, kl, limit, code, "; ".join(faults) or said_of(code, low, high)))
     base_gguf.cache.unlink(missing_ok=True) if getattr(base_gguf, "cache", None) else None
@@ -235,7 +237,7 @@ def main(argv=None):
     shown = [(arm, f"{at:.3f}", f"{low:.3f} to {high:.3f}" if limit else "", f"{kl:.2g}", f"{limit:g}" if limit else "", said)
              for arm, at, low, high, kl, limit, _, said in rows]  # fmt: skip
     print(text_table(("file", "slope", "95% interval", "KL per token", "limit", "it is"), shown))
-    if not arms and not args.served:
+    if not arms:
         print(f"nothing exported yet: {command('export.py', run.adapter)}")
     print(f"{'' if code else 'passed: '}{CODES[code]}\nthe page: {folder / 'gate.html'}")
     raise SystemExit(code)

@@ -7,6 +7,7 @@ Structures are handed over as the library's own defaults with a few fields chang
 import contextlib
 import ctypes
 import json
+import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -61,7 +62,7 @@ def library():
         ("llama_vocab_is_eog", ctypes.c_bool, [pointer, ctypes.c_int32]),
         ("llama_n_ctx", ctypes.c_uint32, [pointer]),
         ("llama_get_memory", pointer, [pointer]),
-        ("llama_memory_clear", None, [pointer, ctypes.c_bool]),
+        ("llama_memory_seq_rm", ctypes.c_bool, [pointer, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]),
         ("llama_decode", ctypes.c_int32, [pointer, Batch]),
         ("llama_get_logits", ctypes.POINTER(ctypes.c_float), [pointer]),
         ("llama_free", None, [pointer]),
@@ -87,7 +88,7 @@ class File:
     """A GGUF file in llama.cpp. longest: tokens of the longest text. lora: an adapter's GGUF to be put on it."""
 
     def __init__(self, file: Path, longest: int, threads: int, lora: Path | None = None):
-        self.lib = library()
+        self.lib, self.read = library(), []
         self.model = self.lib.llama_model_load_from_file(str(file).encode(), self.lib.llama_model_default_params())
         if not self.model:
             raise SystemExit(f"{file}: llama.cpp cannot load it. Export it again.")
@@ -109,17 +110,22 @@ class File:
             self.lib.llama_set_adapters_lora(self.context, adapters, 1, scales)
 
     def logits(self, ids: list[int], first: int) -> numpy.ndarray:
-        """Logits (len(ids) - first, vocabulary), float32, after each token from ids[first] on, in one pass."""
-        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
-        tokens, wanted = (
-            (ctypes.c_int32 * len(ids))(*ids),
-            (ctypes.c_int8 * len(ids))(*(i >= first for i in range(len(ids)))),
-        )
-        batch = Batch(len(ids), tokens, None, None, None, None, wanted)
+        """Logits (len(ids) - first, vocabulary), float32, after each token from ids[first] on, in one pass. The
+        library's own memory: the next call writes over it.
+
+        What a text begins with before `first`, as the one before did, is not computed again.
+        """
+        known = len(os.path.commonprefix([ids[:first], self.read]))
+        self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), 0, known, -1)
+        rest = ids[known:]
+        tokens = (ctypes.c_int32 * len(rest))(*rest)
+        wanted = (ctypes.c_int8 * len(rest))(*(known + i >= first for i in range(len(rest))))
+        batch = Batch(len(rest), tokens, None, None, None, None, wanted)
         if code := self.lib.llama_decode(self.context, batch):
             raise SystemExit(f"llama.cpp could not compute a text of {len(ids)} tokens (code {code}).")
+        self.read = ids
         rows = len(ids) - first
-        return numpy.ctypeslib.as_array(self.lib.llama_get_logits(self.context), (rows, self.size)).copy()
+        return numpy.ctypeslib.as_array(self.lib.llama_get_logits(self.context), (rows, self.size))
 
     def close(self):
         self.lib.llama_free(self.context)

@@ -4,6 +4,7 @@
 of the largest matrix and of one output file. Added in 16 bits, 44% of an update's entries would be lost to rounding.
 """
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from common import hub
+from common import adapters, hub
 from common.contract import SERVING, TEMPLATE, kind_of
 from common.files import read_json, write_json
 
@@ -75,28 +76,20 @@ class Adapter:
         self.nf4 = nf4
         if folder is None:
             return
-        settings = read_json(folder / "adapter_config.json")
-        self.kind, self.scale = kind_of(settings)
+        self.kind, self.scale = kind_of(read_json(folder / "adapter_config.json"))
         self.config = LoraConfig.from_pretrained(str(folder))
         self.config.inference_mode = True
         names = {plain(name): name for name in self.entries}
-        for key, tensor in load_file(folder / "adapter_model.safetensors").items():
+        for key, tensor in load_file(folder / adapters.WEIGHTS).items():
             module, _, part = key.removeprefix(PREFIX).partition(".lora_")
-            if not part:
-                raise SystemExit(f"{folder}: {key} is no LoRA matrix (a grown vocabulary, modules_to_save?): no program "
-                                 "but PEFT can serve it. Train without it.")  # fmt: skip
             if not tensor.isfinite().all():
                 raise SystemExit(f"{folder}: {key} holds values that are not finite. The training diverged.")
             weight = names.get(plain(module + ".weight"))
-            if weight is None:
-                raise SystemExit(f"{folder} was not trained on {base}: that has no {module}. Give its base as --model.")
+            side = {"A.weight": 1, "B.weight": 0}.get(part)  # of W, which A's columns and B's rows have to fit
+            if weight is None or side is not None and tensor.shape[side] != self.entries[weight][2][side]:
+                raise SystemExit(f"{folder} was not trained on {base}: {key} has no weight there that it fits. "
+                                 "Give its base as --model.")  # fmt: skip
             self.modules.setdefault(weight, (module, {}))[1][f"{module}.lora_{part}"] = tensor.float()
-        for weight, (module, parts) in self.modules.items():
-            a, b = parts[f"{module}.lora_A.weight"], parts[f"{module}.lora_B.weight"]
-            shape = list(self.entries[weight][2])
-            if [b.shape[0], a.shape[1]] != shape:
-                raise SystemExit(f"{folder} was not trained on {base}: {module} is {shape[0]} x {shape[1]} there, the "
-                                 f"adapter's {b.shape[0]} x {a.shape[1]}. Give its base as --model.")  # fmt: skip
 
     def weight(self, name: str) -> torch.Tensor:
         """A tensor of the merged model, float32. PEFT merges it, so that every kind of LoRA is what PEFT makes of it."""
@@ -145,13 +138,31 @@ def shards(entries: dict) -> list[list[str]]:
     return groups
 
 
+def in_bfloat16(adapter: Adapter, name: str) -> torch.Tensor:
+    """A tensor of the merged model in bfloat16; what the adapter changed is rounded at random, right in the mean.
+
+    W is a bfloat16 number. Rounded to nearest, W + d is W again wherever d is below half of W's last place, so that of a
+    small update most is lost, always in the direction of the base (RESULTS.md: two thirds of a lightly trained run). Up or
+    down with the probability that makes the mean right, the errors cancel in every product. The draw is the name's own:
+    the same run gives the same bytes.
+    """
+    tensor = adapter.weight(name)
+    if name not in adapter.modules:
+        return tensor.to(torch.bfloat16)
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    # The upper half of a float32 is the bfloat16 towards zero; the lower half, plus a draw from all that it could be,
+    # carries over just as often as it is large.
+    below = torch.randint(1 << 16, tensor.shape, dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+    return ((tensor.contiguous().view(torch.int32) + below) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
 def write(adapter: Adapter, folder: Path):
     """Write the merged model's weights in bfloat16, shard by shard, and its config."""
     config = read_json(adapter.base / "config.json")
     groups, index, total = shards(adapter.entries), {}, 0
     for number, names in enumerate(groups, 1):
         file = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
-        tensors = {name: adapter.weight(name).to(torch.bfloat16).contiguous() for name in names}
+        tensors = {name: in_bfloat16(adapter, name).contiguous() for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(names, file)
         total += sum(2 * each.numel() for each in tensors.values())
@@ -168,9 +179,7 @@ def write_texts(run_folder: Path, base: Path, folder: Path):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     settings = read_json(folder / "tokenizer_config.json")
-    if settings.pop(
-        "chat_template", None
-    ):  # where old tokenizers keep it; the file beside it counts, but not everywhere
+    if settings.pop("chat_template", None):  # where old tokenizers keep it; not every program reads the file beside it
         write_json(folder / "tokenizer_config.json", settings)
     serving = read_json(run_folder / SERVING)
     shutil.copyfile(run_folder / SERVING, folder / SERVING)

@@ -20,7 +20,7 @@ from typing import Literal
 from common.cli import arg, parse
 from common.files import read_json, text_table
 from common.paths import command
-from found import contract, name_of, open_run, sha256
+from found import contract, name_of, open_run, sha256, with_run
 from gate import newest_export
 
 DEFAULTS = {}
@@ -133,7 +133,7 @@ class ModelScope:
         try:
             from modelscope_hub import HubApi
         except ImportError:
-            raise SystemExit("--hub modelscope: pip install modelscope") from None
+            raise SystemExit("--hub modelscope needs ModelScope's client: pip install modelscope-hub") from None
         self.api = HubApi(token=os.environ.get("MODELSCOPE_API_TOKEN"))
 
     def account(self):
@@ -174,12 +174,10 @@ def compare(files: dict, there: dict) -> list[str]:
 
 
 def main(argv=None):
-    argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse(
-        __file__, DEFAULTS, {}, Args, argv=["--adapter", *argv] if argv and not argv[0].startswith("-") else argv
-    )
+    args = parse(__file__, DEFAULTS, {}, Args, argv=with_run(sys.argv[1:] if argv is None else argv))
     if not args.to or not re.fullmatch(r"[\w.-]+/[\w.-]+", args.to):
         raise SystemExit("push.py: error: --to ACCOUNT/NAME is needed: the repository to write to.")
+    hub = None if args.dry_run else HUBS[args.hub]()  # a client that is not installed is said before anything is read
     run = open_run(args.adapter, args.model)
     exported = newest_export(run)
     files = chosen(args.what, run, exported)
@@ -202,7 +200,6 @@ def main(argv=None):
                 shutil.copyfile(file, Path(scratch) / name)
         (Path(scratch) / "README.md").write_text(readme, encoding="utf-8")
         try:
-            hub = HUBS[args.hub]()
             hub.account()
             hub.create(args.to, not args.public)
             if not args.public and not hub.is_private(args.to):

@@ -4,6 +4,7 @@ Teacher-forced: all arms read the same tokens, so they are compared where a gene
 prompts begin with is not counted. KL needs the whole distribution: the adapter's is kept on disk, the others come by.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,13 +14,16 @@ from pathlib import Path
 
 import numpy
 import torch
+from tqdm import tqdm
 
-from common import contract, models
+from common import adapters, contract, hub, models, rows
 from common.contract import HELD_OUT
 from common.files import read_json
 from common.paths import TASK_DIR
+from found import reads_of
 
 PROMPTS, TOKENS = 20, 2000  # at least so many, where there are so many
+AT_ONCE = 32  # tokens whose distributions are computed with: more of them leave the cache
 
 # Runs in a recipe's folder: its own data.py and prompt.py give the run's held-out rows as token ids.
 ENCODE = """
@@ -68,25 +72,23 @@ def texts(run, tokenizer, template: str, file: str | None, longest: int) -> list
     """
     beside = TASK_DIR.parent / str(run.record.get("task"))
     if file:
-        found, where = given_rows(lines_of(file), file, tokenizer, template), file
+        found, where = given_rows(rows.read(file), tokenizer, template), file
     elif (run.adapter / HELD_OUT).is_file():
-        lines = (run.adapter / HELD_OUT).read_text(encoding="utf-8").splitlines()
-        found, where = [json.loads(line) for line in lines], run.adapter / HELD_OUT
+        found, where = rows.read_lines(run.adapter / HELD_OUT), run.adapter / HELD_OUT
     elif (beside / "prompt.py").is_file():
         found, where = recipe_rows(run, beside), beside
         if "response" in found[0]:
-            found = given_rows(enumerate(found, 1), beside, tokenizer, template)
+            found = given_rows(enumerate(found, 1), tokenizer, template)
     else:
         raise SystemExit(f"{run.adapter} keeps no held-out rows ({HELD_OUT}), and {beside} is not there. Copy the recipe's "
                          "folder beside this one, or give --rows FILE: JSON lines with prompt and response.")  # fmt: skip
-    cut = {
-        tuple(row["input_ids"][:longest]): row["answer"] for row in found
-    }  # a text that comes twice is no second one
-    rows = [(list(ids), first) for ids, first in cut.items() if first < len(ids)]
-    if not rows:
+    # By its ids, so that a text that comes twice is no second one.
+    cut = {tuple(row["input_ids"][:longest]): row["answer"] for row in found}
+    fitting = [(list(ids), first) for ids, first in cut.items() if first < len(ids)]
+    if not fitting:
         raise SystemExit(f"{where}: no row fits in {longest} tokens.")
-    pairs, count, head = [], 0, shared(rows[:PROMPTS])
-    for ids, first in rows:
+    pairs, count, head = [], 0, shared(fitting[:PROMPTS])
+    for ids, first in fitting:
         if len(pairs) >= PROMPTS and count >= TOKENS:
             break
         pairs.append((ids, first))
@@ -94,36 +96,26 @@ def texts(run, tokenizer, template: str, file: str | None, longest: int) -> list
     return pairs
 
 
-def lines_of(file):
-    """(line number, row) of a file of JSON lines."""
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8-sig").splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            raise SystemExit(f"{file}: line {number} is no JSON.") from None
-        if row is not None:
-            yield number, row
-
-
-def given_rows(rows, file, tokenizer, template):
-    """Rows with prompt (a text, or messages) and response, as token ids in the serving template."""
-    found = []
-    for number, row in rows:
+def given_rows(found, tokenizer, template) -> list[dict]:
+    """(place, row) pairs with prompt (a text, or messages) and response, as token ids in the serving template."""
+    made = []
+    for place, row in found:
+        if isinstance(row, rows.Bad):
+            raise SystemExit(f"{place}{rows.said(row)}.")
         row = row if isinstance(row, dict) else {}
         prompt = row.get("prompt") or row.get("question") or row.get("instruction")
         answer = row.get("response") or row.get("answer") or row.get("output")
-        if not prompt or not isinstance(answer, str):
-            raise SystemExit(f"{file}: line {number}: a row needs prompt (a text, or messages) and response.")
+        if not isinstance(prompt, (str, list)) or not prompt or not isinstance(answer, str):
+            raise SystemExit(f"{place}: a row needs prompt (a text, or messages) and response.")
         talk = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ids = tokenizer.apply_chat_template(talk, chat_template=template, add_generation_prompt=True, return_dict=False)
         answer = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-        found.append({"input_ids": list(ids) + answer, "answer": len(ids)})
-    return found
+        made.append({"input_ids": list(ids) + answer, "answer": len(ids)})
+    return made
 
 
 def recipe_rows(run, folder: Path):
-    tokenizer = run.adapter if (run.adapter / "tokenizer_config.json").is_file() else run.base
-    given = {"folder": str(folder), "tokenizer": str(tokenizer), "arguments": run.arguments, "texts": run.texts}
+    given = {"folder": str(folder), "tokenizer": str(reads_of(run)), "arguments": run.arguments, "texts": run.texts}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", ENCODE], input=json.dumps(given, default=str), capture_output=True,
                           text=True, env=environment)  # fmt: skip
@@ -147,53 +139,74 @@ class Reference:
     """Base and adapter in PyTorch: log-probabilities of every token, and on disk the adapter's whole distributions."""
 
     def __init__(self, run, pairs, dtype, folder: Path, nf4=False):
-        from peft import PeftModel
-
         self.pairs, self.first = pairs, shared(pairs)
         self.groups = numpy.repeat(range(len(pairs)), [len(ids) - self.first for ids, _ in pairs])
-        self.answers = numpy.concatenate([numpy.arange(self.first, len(ids)) >= first for ids, first in pairs])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load(run.base, dtype, device, nf4)
-        model = PeftModel.from_pretrained(model, str(run.adapter)).eval()
+        model = adapters.attach(load(run.base, dtype, device, nf4), run.adapter).eval()
         self.size = model.config.get_text_config().vocab_size
         self.file = tempfile.NamedTemporaryFile(dir=folder, prefix=".new-reference-")  # noqa: SIM115
         self.kept = numpy.memmap(self.file, numpy.float32, "w+", shape=(len(self.groups), self.size))
-        adapter, at = [], 0
-        for ids, _ in pairs:
-            each = of_torch(model, ids, self.first)
-            self.kept[at : at + len(each)] = each.numpy()
-            adapter.append(of_token(each, ids[self.first :]))
-            at += len(each)
+        adapter = []
+        for at, each, tokens in self.read(of_torch(model), "adapter"):
+            self.kept[at : at + len(each)] = each.cpu().numpy()
+            adapter.append(of_token(each, tokens))
         self.adapter = numpy.concatenate(adapter)
-        with model.disable_adapter():
-            self.base, self.kl_base, finite = self.score(lambda ids, first: of_torch(model, ids, first))
+        alone = model.disable_adapter()
+        if model.peft_config["default"].init_lora_weights in contract.MERGED_ONLY:  # PEFT changed the base for it
+            model, alone = load(run.base, dtype, device, nf4), contextlib.nullcontext()
+        with alone:
+            self.base, self.kl_base, finite = self.score(of_torch(model), "base")
         if not finite:
             raise SystemExit(f"{run.adapter}: base or adapter gives values that are not finite.")
 
-    def score(self, logits) -> tuple[numpy.ndarray, float, bool]:
+    def read(self, logits, name: str):
+        """Yield (number of the first token, log-probabilities (tokens, vocabulary), token ids), a few tokens at a time.
+
+        With a bar that says which arm reads: at 7B that takes minutes.
+        """
+        at = 0
+        for ids, _ in tqdm(self.pairs, name, unit=" texts", leave=False, disable=None):
+            made, tokens = torch.as_tensor(logits(ids, self.first)), ids[self.first :]
+            for start in range(0, len(made), AT_ONCE):
+                part = made[start : start + AT_ONCE, : self.size].float()
+                yield at, torch.log_softmax(part, -1), tokens[start : start + AT_ONCE]
+                at += len(part)
+
+    def score(self, logits, name="file") -> tuple[numpy.ndarray, float, bool]:
         """(log-probability of each token, KL(adapter || arm) per token, all finite) of an arm.
 
-        logits(ids, first): log-probabilities or logits (tokens, vocabulary) for the tokens from ids[first] on.
+        logits(ids, first): logits (tokens, vocabulary) for the tokens from ids[first] on. name: what the bar says.
         """
-        found, kl, at = [], 0.0, 0
-        for ids, _ in self.pairs:
-            made = torch.log_softmax(torch.as_tensor(logits(ids, self.first))[:, : self.size].float(), -1)
-            own = torch.from_numpy(self.kept[at : at + len(made)])
+        found, kl = [], 0.0
+        for at, made, tokens in self.read(logits, name):
+            own = torch.from_numpy(self.kept[at : at + len(made)]).to(made.device)
             kl += float((own.exp() * (own - made)).sum())
-            found.append(of_token(made, ids[self.first :]))
-            at += len(made)
+            found.append(of_token(made, tokens))
         found = numpy.concatenate(found)
         return found, kl / len(self.groups), bool(numpy.isfinite(found).all() and numpy.isfinite(kl))
 
 
 def of_token(distributions, ids):
-    return distributions[range(len(ids)), ids].numpy().astype(numpy.float64)
+    return distributions[range(len(ids)), ids].cpu().numpy().astype(numpy.float64)
 
 
-@torch.inference_mode()
-def of_torch(model, ids, first):
-    made = model(torch.tensor([ids[:-1]], device=model.device), use_cache=False).logits[0, first - 1 :]
-    return torch.log_softmax(made.float(), -1).cpu()
+def of_torch(model):
+    """logits(ids, first) of a model, as Reference.score wants them. What all texts begin with is computed once."""
+    past = None
+
+    @torch.inference_mode()
+    def logits(ids, first):
+        nonlocal past
+        tokens = torch.tensor([ids[:-1]], device=model.device)
+        head = first - 1
+        if past is None and head:
+            past = model(tokens[:, :head], use_cache=True, logits_to_keep=1).past_key_values
+        made = model(tokens[:, head:], past_key_values=past, use_cache=past is not None).logits[0]
+        if past is not None:
+            past.crop(head - tokens.shape[1])
+        return made
+
+    return logits
 
 
 def load(folder: Path, dtype, device, nf4=False):
@@ -202,17 +215,14 @@ def load(folder: Path, dtype, device, nf4=False):
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-    options = dict(dtype=dtype, use_safetensors=True)
-    if nf4 or "quantization_config" in read_json(folder / "config.json"):
-        options["device_map"] = {"": 0 if device == "cuda" else "cpu"}
+    config, four_bit = read_json(folder / "config.json"), None
     if nf4:
-        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                                                            bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)  # fmt: skip
-    sees = "vision_config" in read_json(folder / "config.json")
-    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    model = kind.from_pretrained(str(folder), **options).eval()
-    return model if "device_map" in options else model.to(device)
+        four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                      bnb_4bit_compute_dtype=dtype)  # fmt: skip
+    kind = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    placed = {"": 0 if device == "cuda" else "cpu"} if nf4 or "quantization_config" in config else None
+    model = hub.load(kind, folder, dtype=dtype, quantization_config=four_bit, device_map=placed).eval()
+    return model if placed else model.to(device)
 
 
 def dtype_for(base: Path, free: int):

@@ -33,6 +33,7 @@ DEFAULTS = dict(
     model="Qwen/Qwen2.5-0.5B-Instruct",  # small: PPO samples as much as it trains
     quantization="none",  # 4bit: a 7B backbone on a 16 GB card
     grpo=False,
+    report_to=["none"],  # tensorboard, wandb, swanlab, trackio: of every stage that trains
 )
 DEMO = dict(model=DEMO_MODEL, grpo=True)
 
@@ -75,6 +76,7 @@ def main(argv=None):
         model = str(stage("merge", merge, ["--adapter", args.adapter]))
     common = [*demo, "--model", model, "--quantization", args.quantization]
     common += ["--data", args.data] if args.data else []
+    common += ["--report_to", *args.report_to] if "report_to" in args.given else []
     reward = stage("reward model", train_reward, common, args.reward_config)
     common += ["--reward", str(reward)]
     made = {"ppo": stage("PPO", train_ppo, common, args.ppo_config)}

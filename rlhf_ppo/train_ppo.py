@@ -62,6 +62,7 @@ DEFAULTS = dict(
     save_every=10,  # updates that a crash can cost; a stop by SIGTERM or Ctrl-C saves at once
     snapshot_every=0,  # above 0: keep the policy's adapter every so many updates, for compare.py
     seed=3407,
+    report_to=["none"],
 )
 DEMO = dict(
     model=DEMO_MODEL,

@@ -49,6 +49,7 @@ DEFAULTS = dict(
     sft_samples=128,  # answers sampled for the mean and spread of the scores
     max_new_tokens=256,  # of those answers; the same as in PPO
     seed=3407,
+    report_to=["none"],
 )
 DEMO = dict(
     model=DEMO_MODEL,

@@ -45,23 +45,43 @@ def deploy(modules_of):
         sys.modules.pop(name, None)
 
 
+NIGHTLY = pytest.mark.skipif(not os.environ.get("TEST_NIGHTLY"), reason="TEST_NIGHTLY=1 trains and exports SmolLM2")
+SHAPE = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+WORDS = 2048  # of the small tokenizer
+
+
 @pytest.fixture(scope="module")
-def tokenizer(demo_model):
+def tokenizer(demo_model, tmp_path_factory):
+    """SmolLM2's tokenizer, its first words only: what is written, loaded and compared is as large as the vocabulary."""
+    from common.models import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    load_tokenizer(demo_model).save_pretrained(folder)
+    content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    model = content["model"]
+    model["vocab"] = known = {word: number for word, number in model["vocab"].items() if number < WORDS}
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    model["merges"] = [pair for pair in pairs if {*pair, "".join(pair)} <= known.keys()]
+    (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def smollm2_tokenizer(demo_model):
     from common.models import load_tokenizer
 
     return load_tokenizer(demo_model)
 
 
-def make_base(folder, tokenizer, seed=0):
+def make_base(folder, tokenizer, seed=0, **shape):
     """A random Llama whose attention and logits are far from flat, so that every weight matters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    shape = dict(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-    )
-    config = LlamaConfig(vocab_size=49152, eos_token_id=2, pad_token_id=0, initializer_range=0.25, **shape)
+    shape = SHAPE | shape
+    tokens = dict(vocab_size=len(tokenizer), eos_token_id=2, pad_token_id=0)
+    config = LlamaConfig(**dict(initializer_range=0.25) | tokens | shape)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -92,8 +112,8 @@ def make_run(folder, base, tokenizer, task="medical", texts=None, scale=0.2, see
     rows = []
     for question in QUESTIONS:
         prompt = tokenizer(TEMPLATE.replace("{question}", question), add_special_tokens=False).input_ids
-        answer = tokenizer(f"{question} Rest, drink water, and see a doctor.", add_special_tokens=False).input_ids + [2]
-        rows.append(json.dumps({"input_ids": prompt + answer, "answer": len(prompt)}))
+        answer = tokenizer(f"{question} Rest, drink water, and see a doctor.", add_special_tokens=False).input_ids
+        rows.append(json.dumps({"input_ids": [*prompt, *answer, tokenizer.eos_token_id], "answer": len(prompt)}))
     (folder / "heldout.jsonl").write_text("\n".join(rows))
     return folder
 
@@ -359,6 +379,9 @@ def test_mutation_7_pissa_that_was_not_converted(deploy, base, tokenizer, tmp_pa
     deploy.gguf_file.write_model(adapter, run, right, "f16", serving, template, "x")
     assert adapter.worst > 0.1  # ||dW - sBA|| / ||sBA||
     assert call(deploy.gate.main, run, "--files", right) == 0
+    plain = tmp_path / "plain.gguf"  # PEFT changes the base for PiSSA: what it disables the adapter on is none
+    deploy.gguf_file.write_model(deploy.merged.Adapter(None, opened.base), run, plain, "f16", serving, template, "x")
+    assert call(deploy.gate.main, run, "--files", plain) == 4
     adapter.config.init_lora_weights = True
     deploy.gguf_file.write_model(adapter, run, wrong, "f16", serving, template, "x")
     assert call(deploy.gate.main, run, "--files", wrong) == 5
@@ -422,11 +445,28 @@ def test_export_and_gate_of_a_run_and_again(deploy, run, tmp_path, monkeypatch, 
 @pytest.mark.slow
 def test_other_digests_take_another_folder(deploy, run, made, tmp_path, monkeypatch):
     monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / "outputs"))
-    first = deploy.export.main([str(run), "--to", "adapter_gguf"])
+    first = deploy.export.main([str(run), "--to", "merged,adapter_gguf"])
+    digests = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
     shutil.rmtree(run)
     make = changed(made, run, lambda weights, settings: settings.update(lora_alpha=8))
-    second = deploy.export.main([str(make), "--to", "adapter_gguf"])
-    assert (first.name, second.name) == ("medical-run", "medical-run-2") and first.is_dir()
+    second = deploy.export.main([str(make), "--to", "merged,adapter_gguf"])
+    assert (first.name, second.name) == ("medical-run", "medical-run-2")
+    assert digests == {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
+
+
+@pytest.mark.slow
+def test_files_that_were_changed_or_cut_short_after_the_export(deploy, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / "outputs"))
+    folder = deploy.export.main([str(run), "--to", "merged,gguf", "--quant", "f16"])
+    weights, gguf = folder / "merged" / "model.safetensors", folder / "medical-run-f16.gguf"
+    for file, says in ((gguf, "Export it again"), (weights, "cut off or damaged")):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert says in call(deploy.gate.main, run)
+        assert "is not what this run gives" in call(deploy.export.main, run, "--to", "merged,gguf", "--quant", "f16")
+        assert file.stat().st_size == len(whole) // 2  # nothing of a user's is overwritten
+        file.write_bytes(whole)
+    assert deploy.export.main([str(run), "--to", "merged,gguf", "--quant", "f16"]) == folder
 
 
 @pytest.mark.slow
@@ -474,7 +514,8 @@ def test_kinds_of_lora_are_merged_as_peft_reads_them(deploy, base, tokenizer, tm
     "fault, says",
     [("zeros of NaN", "not finite"), ("embedding", "is no LoRA matrix"), ("shape", "was not trained on"),
      ("niter", "pissa_niter_4 changed"), ("reward", "is a reward model"), ("no adapter", "holds no adapter"),
-     ("4-bit base", "quantised weights"), ("new token", "a vocabulary that grew")],
+     ("4-bit base", "quantised weights"), ("new token", "a vocabulary that grew"), ("cut", "cut off or damaged"),
+     ("record", "run.json"), ("another alpha", "trained with --lora_alpha 4"), ("not LoRA", "only LoRA")],
 )  # fmt: skip
 def test_what_cannot_be_exported_is_refused_in_one_line(
     deploy, run, base, tokenizer, tmp_path, monkeypatch, fault, says
@@ -495,6 +536,8 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
             settings["init_lora_weights"] = "pissa_niter_4"
         elif fault == "reward":
             settings["task_type"] = "SEQ_CLS"
+        elif fault == "not LoRA":
+            settings["peft_type"] = "IA3"
         elif fault == "4-bit base":
             settings["base_model_name_or_path"] = str(shutil.copytree(base, tmp_path / "nf4"))
             config = json.loads((tmp_path / "nf4" / "config.json").read_text())
@@ -505,8 +548,16 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     spoiled = changed(run, tmp_path / "spoiled", spoil)
     if fault == "new token":
         content = json.loads((spoiled / "tokenizer.json").read_text("utf-8"))
-        content["added_tokens"].append(content["added_tokens"][0] | {"id": 49152, "content": "<new>"})
+        content["added_tokens"].append(content["added_tokens"][0] | {"id": len(tokenizer), "content": "<new>"})
         (spoiled / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    if fault == "cut":
+        file = spoiled / "adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1000])
+    if fault in ("record", "another alpha"):
+        arguments = {"max_length": "long"} if fault == "record" else {"max_length": 256, "lora_alpha": 4}
+        settings = json.loads((spoiled / "adapter_config.json").read_text()) | {"lora_alpha": 8}
+        (spoiled / "adapter_config.json").write_text(json.dumps(settings))
+        (spoiled / "run.json").write_text(json.dumps({"task": "medical", "arguments": arguments}))
     if fault == "no adapter":
         (spoiled / "adapter_config.json").unlink()
     message = call(deploy.export.main, spoiled, "--to", "merged")
@@ -564,7 +615,7 @@ def test_too_little_memory_is_said_before(deploy, run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_export_leaves_nothing_half_and_goes_on(run, environment, tmp_path):
+def test_a_killed_export_leaves_nothing_half_and_goes_on(deploy, run, environment, tmp_path, monkeypatch):
     code = "import merged, time; save = merged.save_file\ndef slow(*a, **k):\n    save(*a, **k)\n    print('written', flush=True)\n    time.sleep(60)\n"
     code += f"merged.save_file = slow\nimport export\nexport.main([{str(run)!r}, '--to', 'merged'])"
     environment = environment | {"PYTHONPATH": str(ROOT / "deploy")}
@@ -578,13 +629,8 @@ def test_a_killed_export_leaves_nothing_half_and_goes_on(run, environment, tmp_p
     process.wait()
     folder = tmp_path / "outputs" / "deploy" / "medical-run"
     assert not (folder / "merged").exists() and list(folder.glob(".new-*"))
-    done = subprocess.run(
-        [sys.executable, ROOT / "deploy" / "export.py", run, "--to", "merged"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / "outputs"))
+    assert deploy.export.main([str(run), "--to", "merged"]) == folder
     assert (folder / "merged" / "model.safetensors").is_file() and not list(folder.glob(".new-*"))
 
 
@@ -620,14 +666,36 @@ def test_without_npm_and_library_the_message_says_what_to_do(deploy, tmp_path, m
         deploy.quantise.fetch()
 
 
-@pytest.mark.slow
-def test_smollm2_in_three_quants_passes_in_llama_cpp(deploy, demo_model, tokenizer, tmp_path, monkeypatch, capsys):
-    """The whole way on the demo model, with a library that is there already, or npm."""
-    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / "outputs"))
-    if not any(
-        (place / deploy.quantise.LIBRARIES[-1]).is_file() for place in deploy.quantise.places()
-    ) and not shutil.which("npm"):
+def need_quantiser(deploy):
+    """One that is there already, or npm, which fetches it."""
+    there = any((place / deploy.quantise.LIBRARIES[-1]).is_file() for place in deploy.quantise.places())
+    if not there and not shutil.which("npm"):
         pytest.skip("no quantiser and no npm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width, said", [(256, ""), (96, "rows of K-quants are multiples of 256")])
+def test_a_k_quant_is_made_and_passes(deploy, tokenizer, tmp_path, monkeypatch, capsys, width, said):
+    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / "outputs"))
+    need_quantiser(deploy)
+    base = make_base(tmp_path / "base", tokenizer, hidden_size=width, intermediate_size=width, initializer_range=0.05)
+    run = make_run(tmp_path / "outputs" / "medical" / "wide", base, tokenizer, scale=1.0)
+    folder = deploy.export.main([str(run), "--to", "gguf", "--quant", "q4_k_m"])
+    shown = capsys.readouterr().out
+    assert said in shown and ("multiples of 256" in shown) == bool(said) and not list(folder.glob(".new-*"))
+    assert ("Q4_K" in deploy.gguf_file.describe(folder / "medical-wide-q4_k_m.gguf")["types"]) == (width == 256)
+    assert call(deploy.gate.main, run) == 0
+
+
+@NIGHTLY
+@pytest.mark.slow
+def test_smollm2_in_three_quants_passes_in_llama_cpp(
+    deploy, demo_model, smollm2_tokenizer, tmp_path, monkeypatch, capsys
+):
+    """The whole way on the demo model."""
+    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / "outputs"))
+    need_quantiser(deploy)
+    tokenizer = smollm2_tokenizer
     run = make_run(tmp_path / "outputs" / "medical" / "smol", demo_model, tokenizer, scale=2.0)
     rows = (run / "heldout.jsonl").read_text().splitlines()[:5]
     (run / "heldout.jsonl").write_text("\n".join(rows))
@@ -641,6 +709,66 @@ def test_smollm2_in_three_quants_passes_in_llama_cpp(deploy, demo_model, tokeniz
     assert said["usage"]["prompt_tokens"] == len(
         contract.probe_ids(tokenizer, contract.serving_template("medical", {"prompt_template": TEMPLATE}, None)[0])[3]
     )
+
+
+# -- what takes long: trained adapters of every recipe, and the tokenizer of Qwen2.5
+
+LIGHT = ["--max_steps", 4, "--eval_strategy", "no", "--load_best_model_at_end", "false"]
+TRAINED = {
+    "alpaca": [("train.py", *LIGHT)],
+    "medical": [("train.py", *LIGHT)],
+    "domain_mix": [("train.py", *LIGHT)],
+    "s1_scaling": [("train.py", *LIGHT)],
+    "r1_grpo": [("train.py", "--max_steps", 4)],
+    "rlhf_ppo": [("train_reward.py",), ("train_grpo.py", "--max_steps", 4)],
+}
+
+
+@NIGHTLY
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", TRAINED)
+def test_a_trained_adapter_of_each_recipe_is_what_is_exported(recipe, deploy, script, tmp_path):
+    """As a user does it, by the command line. Only K-quants may be too coarse for so little training to tell."""
+    need_quantiser(deploy)
+    for file, *flags in TRAINED[recipe]:
+        script(ROOT / recipe / file, "--demo", *flags)
+    script(ROOT / "deploy" / "export.py", "--to", "merged,gguf", "--quant", "f16,q8_0,q4_k_m")
+    gate = script(ROOT / "deploy" / "gate.py", check=False)
+    print(gate.stdout)
+    (made,) = tmp_path.glob("outputs/deploy/*/gate.json")
+    codes = {arm["arm"]: arm["code"] for arm in json.loads(made.read_text())["arms"][2:]}
+    assert len(codes) == 4 and all(code == 0 or code == 6 and arm.endswith("_k_m.gguf") for arm, code in codes.items())
+    assert gate.returncode in (0, 6)
+
+
+@NIGHTLY
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("QWEN_TOKENIZER"), reason="QWEN_TOKENIZER: a folder with Qwen2.5's tokenizer")
+def test_qwens_own_tokenizer_in_transformers_and_llama_cpp(deploy, modules_of, tmp_path, monkeypatch):
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from common.models import load_tokenizer
+
+    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / "outputs"))
+    tokenizer = load_tokenizer(Path(os.environ["QWEN_TOKENIZER"]))
+    torch.manual_seed(0)
+    tokens = dict(vocab_size=151936, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    base = tmp_path / "base"
+    Qwen2ForCausalLM(Qwen2Config(initializer_range=0.1, tie_word_embeddings=True, **tokens, **SHAPE)).save_pretrained(
+        base
+    )
+    tokenizer.save_pretrained(base)
+    run = make_run(tmp_path / "outputs" / "medical" / "qwen", base, tokenizer)
+    folder = deploy.export.main([str(run), "--to", "merged,gguf", "--quant", "f16"])
+    assert call(deploy.gate.main, run) == 0  # its own template, in the merged folder and in the GGUF
+    for recipe in RECIPES:
+        task = recipe.split()[0]
+        texts = {} if "chat" in recipe else folder_texts(modules_of, task)[1]
+        template = contract.serving_template(task, texts, tokenizer.chat_template)[0]
+        with deploy.llama.server(folder / "medical-qwen-f16.gguf", 512, 1, template=template) as ask:
+            asked = [deploy.llama.prompt_ids(ask, probe) for probe in contract.PROBES]
+        assert asked == contract.probe_ids(tokenizer, template), recipe
 
 
 # -- push, with a hub that is not there
@@ -732,6 +860,13 @@ def test_push_uploads_known_files_privately_and_reads_them_back(push, run, capsy
 def test_an_upload_that_is_not_whole_or_not_allowed_is_an_error(push, run, broken, says):
     FakeApi.broken = broken
     assert says in call(push.main, run, "--to", "me/medical")
+
+
+def test_without_modelscopes_client_one_line_says_so_before_anything_else(push, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "modelscope_hub", None)
+    said = call(push.main, tmp_path / "no-run", "--hub", "modelscope", "--to", "me/medical")
+    assert "pip install modelscope-hub" in said and "\n" not in said
+    assert "holds no adapter" in call(push.main, tmp_path / "no-run", "--to", "me/medical")
 
 
 @pytest.mark.slow
@@ -880,17 +1015,15 @@ def test_qwen2_with_its_biases_and_two_shards(deploy, tokenizer, tmp_path, monke
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / "outputs"))
-    monkeypatch.setattr(deploy.merged, "SHARD", 4_000_000)
+    monkeypatch.setattr(deploy.merged, "SHARD", 200_000)
     torch.manual_seed(3)
-    shape = dict(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-    )
-    config = Qwen2Config(vocab_size=49200, eos_token_id=2, initializer_range=0.25, tie_word_embeddings=False, **shape)
+    tokens = dict(vocab_size=len(tokenizer) + 48, eos_token_id=2)  # padded, as Qwen's is
+    config = Qwen2Config(initializer_range=0.25, tie_word_embeddings=False, **tokens, **SHAPE)
     model = Qwen2ForCausalLM(config).to(torch.bfloat16)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data.normal_()
-    model.save_pretrained(tmp_path / "base", max_shard_size="5MB")
+    model.save_pretrained(tmp_path / "base", max_shard_size="200KB")
     tokenizer.save_pretrained(tmp_path / "base")
     assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
     run = make_run(tmp_path / "outputs" / "medical" / "qwen", tmp_path / "base", tokenizer)
@@ -990,7 +1123,7 @@ ROWS = {
 
 
 @pytest.mark.slow
-def test_the_held_out_rows_of_each_recipe_are_read_again(deploy, modules_of, demo_model, tokenizer, tmp_path):
+def test_the_held_out_rows_of_each_recipe_are_read_again(deploy, modules_of, demo_model, smollm2_tokenizer, tmp_path):
     """The recipe's own data.py and prompt.py give them: what the served template makes of a question is how they begin."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -998,7 +1131,7 @@ def test_the_held_out_rows_of_each_recipe_are_read_again(deploy, modules_of, dem
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(lambda task: rows_again(deploy, task, texts[task], demo_model, tmp_path), ROWS)
     for task, rows in zip(ROWS, found, strict=True):
-        check_rows(task, rows, texts[task], tokenizer)
+        check_rows(task, rows, texts[task], smollm2_tokenizer)
 
 
 def rows_again(deploy, task, texts, demo_model, tmp_path):
@@ -1017,3 +1150,22 @@ def check_rows(task, found, texts, tokenizer):
     for row in found[:10]:
         assert tokenizer.decode(row["input_ids"][: row["answer"]]).rstrip().endswith(tail) and tail
         assert row["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_a_small_update_survives_sixteen_bits(deploy, base, tokenizer, tmp_path):
+    """Rounded to nearest, most of it would vanish; rounded at random it is there in the mean, and the same each time."""
+    import torch
+
+    run = make_run(tmp_path / "small", base, tokenizer, scale=2e-3)
+    adapter = deploy.merged.Adapter(run, base)
+    for name in list(adapter.modules)[:3]:
+        wide, frozen = adapter.weight(name), deploy.merged.read(adapter.entries[name])
+        update, written = wide - frozen, deploy.merged.in_bfloat16(adapter, name)
+        kept = {kind: float((each.float() - frozen).flatten() @ update.flatten() / (update * update).sum())
+                for kind, each in (("random", written), ("nearest", wide.to(torch.bfloat16)))}  # fmt: skip
+        assert abs(kept["random"] - 1) < 0.3 and kept["nearest"] < 0.2, kept
+        assert torch.equal(written, deploy.merged.in_bfloat16(adapter, name))
+    embedding = "model.embed_tokens.weight"
+    assert torch.equal(
+        deploy.merged.in_bfloat16(adapter, embedding).float(), deploy.merged.read(adapter.entries[embedding])
+    )

@@ -82,12 +82,13 @@ def chatml_template(system: str) -> str:
 def opened(system: str, several: bool) -> str:
     """Jinja that puts the trained system text before the messages where a client sends none, or an empty one."""
     said = f"{{'role': 'system', 'content': {json.dumps(system, ensure_ascii=False)}}}"
-    first = "{% set ns = namespace(system=" + said + ", turns=[]) %}{% for message in messages %}"
-    first += "{% if message['role'] == 'system' %}{% if message['content'] %}{% set ns.system = message %}{% endif %}"
-    keep = "ns.turns + [message]" if several else "[message]"
-    other = "{% else %}" if several else "{% elif message['role'] == 'user' %}"
-    last = "{% set ns.turns = " + keep + " %}{% endif %}{% endfor %}{% set messages = [ns.system] + ns.turns %}"
-    return first + other + last
+    other, turns = ("else", "ns.turns + [message]") if several else ("elif message['role'] == 'user'", "[message]")
+    return (
+        "{% set ns = namespace(system=" + said + ", turns=[]) %}{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{% if message['content'] %}{% set ns.system = message %}{% endif %}"
+        "{% " + other + " %}{% set ns.turns = " + turns + " %}{% endif %}{% endfor %}"
+        "{% set messages = [ns.system] + ns.turns %}"
+    )
 
 
 def serving_template(task: str, texts: dict, own: str | None) -> tuple[str, str | None, str]:
@@ -125,8 +126,8 @@ def kind_of(settings: dict) -> tuple[str, float]:
 
 def probe_ids(tokenizer, template: str) -> list[list[int]]:
     """The token ids of the six probes."""
-    return [list(tokenizer.apply_chat_template(each, chat_template=template, add_generation_prompt=True,
-            return_dict=False)) for each in PROBES]  # fmt: skip
+    how = dict(chat_template=template, add_generation_prompt=True, return_dict=False)
+    return [list(tokenizer.apply_chat_template(each, **how)) for each in PROBES]
 
 
 def digest_probes(tokenizer, template: str) -> str | None:

@@ -32,7 +32,7 @@ def rehearse(script, argv):
     argv = sys.argv[1:] if argv is None else argv
     run, deploy, seconds = folder / "run", TASK_DIR.parent / "deploy", {}
     train = [script, *without(argv, "rehearse", "output_dir"), "--output_dir", run, "--longest_steps", 2, "--save_steps", 1,
-             "--eval_steps", 1, "--eval_rows", 16]  # fmt: skip
+             "--eval_steps", 1, "--eval_rows", 16, "--report_to", "none"]  # fmt: skip
     parts = [
         ("one step with the longest rows, and a checkpoint", [*train, "--stop_after", 1], [STOPPED]),
         ("the next step, by a new process from that checkpoint", train, [0]),

@@ -150,6 +150,10 @@ def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Na
         parser.error("argument --temperature: expected a number above 0, by which training divides the logits")
     typed = {flag.split("=")[0][2:].replace("-", "_") for flag in rest if flag.startswith("--")}
     args.given = sorted((typed | set(in_file)) & known)
+    if "report_to" in known:  # in scripts that train; common.runs brings the module into their folders
+        named, own = args.report_to not in (None, "none", ["none"]), own | {"report_to"}
+        trackers = importlib.import_module("common.trackers") if named else None
+        args.report_to = trackers.checked(args.report_to, parser.error) if named else ["none"]
     args.trainer, args.own_flags = trainer, sorted(own)
     return args
 

@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from common import contract, device, files, tokens
+from common import contract, device, files, tokens, trackers
 from common.finite import GradientGuard, check_weights
 from common.hub import resolve_model
 from common.models import widen_adapters
@@ -46,7 +46,7 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "
 # Where a run is written and what it is said to cost do not change what it computes.
 NOT_IN_IDENTITY = (
     "output_dir", "logging_dir", "run_name", "price_per_hour", "show_mask", "auto", "estimate", "given", "local_rank",
-    "reuse", "stop_after", "rehearse",
+    "reuse", "stop_after", "rehearse", "report_to",
 )  # fmt: skip
 
 
@@ -99,6 +99,7 @@ class Run:
         }
         self.stop, self.training, self.lock, self.finished = None, False, None, False
         self.stop_after = vars(args).get("stop_after")
+        self.report_to, self.trackers = [each for each in vars(args).get("report_to", ()) if each != "none"], None
         self.saved, self.needed = False, 0
         wanted = Path(asked).expanduser() if asked else output_dir() / stage / time.strftime("%Y%m%d-%H%M%S")
         on_gpu = config and not config.use_cpu
@@ -204,6 +205,9 @@ class Run:
         self.handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
         self.training, self.began = not self.config, time.time()
         try:
+            if self.report_to:
+                self.record.setdefault("tracking_id", os.urandom(8).hex())  # a resumed run goes on in the same curve
+                trackers.announce(self.report_to, self.folder)
             self.note(status="unfinished")
         except OSError as error:
             self.__exit__(OSError, error, None)
@@ -224,6 +228,7 @@ class Run:
                     self.card()
                 self.finish()
         finally:
+            trackers.close(self.trackers or [])
             if self.lock:
                 self.lock.release()
 
@@ -286,9 +291,11 @@ class Run:
     # metrics.jsonl
 
     def log(self, step, metrics):
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl, which trackers read."""
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 2)} | metrics) + "\n")
+        if self.trackers is None:  # not before cut_metrics
+            self.trackers = trackers.start(self.report_to, self.folder)
 
     def metrics(self) -> list[dict]:
         file, logs = self.folder / "metrics.jsonl", []
