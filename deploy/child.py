@@ -66,6 +66,8 @@ def wait_for_the_end():
 
 
 def main():
+    if sys.argv[1:]:
+        return print(__doc__)
     line = b""
     while not line.endswith(b"\n"):
         if not (piece := os.read(0, 65536)):

@@ -96,6 +96,8 @@ def main():
     """Write what `prepare` asks for; its order comes as JSON on stdin."""
     import os
 
+    if sys.argv[1:]:
+        return print(__doc__)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPU is the server's
     order = json.load(sys.stdin)
     from common import paths
