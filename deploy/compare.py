@@ -1,8 +1,9 @@
 """Ask a trained model and its base the same questions, and lay the answers side by side: one page, compare.html.
 
-serve.py answers for both. Asked are held-out rows of the run, greedily, so that a second call gives the same page. Where
-the recipe's answers can be graded (r1_grpo, s1_scaling), what turned from right to wrong, and back, stands at the top: an
-average that rises hides the questions that were lost. Words that only one side has are marked.
+serve.py answers for both. Asked are held-out rows of the run, greedily; a second call can still give a few other answers,
+since what is computed at the same time changes the last bits, and a tie goes the other way. Where the recipe's answers can be
+graded (r1_grpo, s1_scaling), what turned from right to wrong, and back, stands at the top: an average that rises hides the
+questions that were lost. Words that only one side has are marked.
 
 A page of answers is for reading, not for a verdict: votes that do not know who wrote what are (compare_web.py).
 
@@ -71,7 +72,9 @@ print(json.dumps(made))
 
 @dataclass
 class Args:
-    adapter: str | None = arg(None, "a finished run's folder (default: the one that is served); also without the flag")
+    adapter: str | None = arg(
+        None, "a finished run's folder (default: the newest of all recipes); also without the flag"
+    )
     model: str | None = arg(
         None, "its base: a path, MODELS_DIR/<org>/<name>, or a name on the hub (default: as recorded)"
     )

@@ -2,8 +2,8 @@
 
 Both models of serve.py answer the same question; left and right are drawn anew each time, and the names are shown after the
 vote. Who knows which one is "the trained model" prefers it. A vote is one line of votes.jsonl, which votes.py turns into
-preference pairs. The share of decided votes that the run has won stands beside its 95% interval (Wilson), and there is no
-verdict before --needed of them: 194 tell a true 60% from a coin's 50% (5% false alarms, 80% found).
+preference pairs. The share of decided votes that the run has won stands beside its 95% interval (Wilson). The first --needed
+of them give the verdict, and no later one changes it: 194 tell a true 60% from a coin's 50% (5% false alarms, 80% found).
 
     python serve.py outputs/medical/20261122-101500       (in another terminal; prints its address and key)
     OPENAI_API_KEY=... python compare_web.py outputs/medical/20261122-101500
@@ -40,7 +40,8 @@ TEXTS = {
         tie="No difference", first="Answer on the left", second="Answer on the right", base="base model",
         was="Left: {left}. Right: {right}.", few="Not enough votes yet: {n} of {needed} decided ones, {ties} ties.",
         share="The trained model won {share:.0%} of {n} decided votes (95%: {low:.0%} to {high:.0%}), {ties} ties.",
-        better="It is better.", worse="It is worse.", same="No difference was found.", empty="(empty answer)",
+        better="It is better, by the first {needed}.", worse="It is worse, by the first {needed}.",
+        same="The first {needed} show no difference.", empty="(empty answer)",
         long="The question is too long.", blank="Write a question first.",
     ),
     "zh": dict(
@@ -48,20 +49,24 @@ TEXTS = {
         question="问题", left="左边更好", right="右边更好", tie="差不多", first="左侧回答", second="右侧回答", base="基座模型",
         was="左：{left}。右：{right}。", few="票数还不够：{needed} 张有效票中已有 {n} 张，平局 {ties} 张。",
         share="{n} 张有效票中，训练后的模型赢得 {share:.0%}（95% 区间 {low:.0%} 到 {high:.0%}），平局 {ties} 张。",
-        better="训练后更好。", worse="训练后更差。", same="没有发现差别。", empty="（空回答）", long="问题太长。",
+        better="按前 {needed} 张：训练后更好。", worse="按前 {needed} 张：训练后更差。",
+        same="前 {needed} 张没有显示差别。", empty="（空回答）", long="问题太长。",
         blank="请先写下问题。",
     ),
 }  # fmt: skip
 STYLE = """
 .said{white-space:pre-wrap;overflow-wrap:anywhere;min-height:4em;padding:.8em 1em;border-radius:8px;line-height:1.6;
 border:1px solid var(--border-color-primary);background:var(--background-fill-primary);color:var(--body-text-color)}
+@media(max-width:640px){.sides{flex-direction:column}}
 .said b{display:block;font-size:.85em;color:var(--body-text-color-subdued);margin-bottom:.3em}
 """
 
 
 @dataclass
 class Args:
-    adapter: str | None = arg(None, "the run's folder (default: the one that is served); also without the flag")
+    adapter: str | None = arg(
+        None, "a finished run's folder (default: the newest of all recipes); also without the flag"
+    )
     model: str | None = arg(
         None, "its base: a path, MODELS_DIR/<org>/<name>, or a name on the hub (default: as recorded)"
     )
@@ -70,15 +75,16 @@ class Args:
 
 
 def standing(file, name: str, needed: int, say: dict) -> str:
-    """The count so far as a sentence."""
+    """The count so far as a sentence. The verdict is that of the first `needed` decided votes: to look on is to peek."""
     votes = told(read(file)[0], name)
-    ties, won = votes.count("tie"), votes.count(name)
-    n = len(votes) - ties
+    decided = [each for each in votes if each != "tie"]
+    n, ties, won = len(decided), votes.count("tie"), decided.count(name)
     if n < needed:
         return say["few"].format(n=n, needed=needed, ties=ties)
-    low, high = wilson(won, n)
+    low, high = wilson(decided[:needed].count(name), needed)
     verdict = say["better"] if low > 0.5 else say["worse"] if high < 0.5 else say["same"]
-    return say["share"].format(share=won / n, n=n, low=low, high=high, ties=ties) + " " + verdict
+    low, high = wilson(won, n)
+    return say["share"].format(share=won / n, n=n, low=low, high=high, ties=ties) + " " + verdict.format(needed=needed)
 
 
 def said(label: str, text: str, say: dict) -> str:
@@ -137,7 +143,7 @@ def page(args, name: str, asked: list[dict], file, say: dict):
         gradio.Markdown(f"# {say['title']}\n{say['blind']}")
         now, voter = gradio.State(None), gradio.State("")
         question = gradio.HTML()
-        with gradio.Row():
+        with gradio.Row(elem_classes="sides"):
             first, second = gradio.HTML(min_height=80), gradio.HTML(min_height=80)
         with gradio.Row():
             buttons = [gradio.Button(say[side], interactive=False) for side in ("left", "tie", "right")]
@@ -181,7 +187,7 @@ def main(argv=None):
     own = args.host in ("127.0.0.1", "localhost", "::1")
     _, address, _ = blocks.launch(
         server_name=args.host, server_port=args.port or None, auth=None if own else ("vote", key), share=False, quiet=True,
-        prevent_thread_lock=True, ssr_mode=False, footer_links=[], theme=theme, css=STYLE, max_file_size=0, num_workers=1,
+        prevent_thread_lock=True, ssr_mode=False, footer_links=[], theme=theme, css=STYLE, max_file_size=0,
     )  # fmt: skip
     print(f"ready: {address}  votes: {file}", flush=True)
     blocks.block_thread()

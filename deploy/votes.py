@@ -101,6 +101,33 @@ def told(votes: list[dict], name: str) -> list[str]:
     return list(first.values())
 
 
+def result(log: list[dict], name: str, needed: int) -> dict:
+    """Counts, shares of thumbs up with 95% intervals, their difference, and a verdict once there are enough.
+
+    A user counts once, by the first answer that has a thumb; the first `needed` users of each arm decide.
+    """
+    rows = {row["id"]: row for row in log if row.get("arm") in ("base", name)}
+    thumbs = {row["id"]: row["thumb"] for row in log if row.get("thumb") in ("up", "down")}  # of an answer the last one
+    found, firsts = {}, {}
+    for each, thumb in thumbs.items():
+        if each in rows:
+            firsts.setdefault((rows[each]["arm"], rows[each].get("user", each)), thumb)
+    first = {}
+    for arm in ("base", name):
+        given = [thumb for (of, _), thumb in firsts.items() if of == arm]
+        seconds = sorted(row["seconds"] for row in log if row.get("arm") == arm)
+        up, n, first[arm] = given.count("up"), len(given), given[:needed].count("up")
+        found[arm] = {"answers": len(seconds), "thumbs": n, "up": up, "interval": wilson(up, n),
+                      "median_seconds": seconds[len(seconds) // 2] if seconds else None}  # fmt: skip
+    difference = newcombe(found[name]["up"], found[name]["thumbs"], found["base"]["up"], found["base"]["thumbs"])
+    missing = max(0, needed - min(each["thumbs"] for each in found.values()))
+    verdict = f"not enough users with a thumb yet: {missing} more for the arm that has fewer"
+    if not missing:
+        low, high = newcombe(first[name], needed, first["base"], needed)
+        verdict = f"{name} is better" if low > 0 else "base is better" if high < 0 else "no difference was found"
+    return {"arms": found, "difference": difference, "needed": needed, "verdict": verdict}
+
+
 # -- rows for training
 
 

@@ -11,6 +11,7 @@ DATA: a folder with train.jsonl and test.jsonl (or Parquet), one JSONL file, or 
 import argparse
 import random
 import re
+import zlib
 from pathlib import Path
 
 from common.files import new_file, write_lines
@@ -150,10 +151,16 @@ ASKED = {"train": "How many {things} are there now?", "test": "What is the numbe
 LEVELS = {1: (2, 9, 1), 2: (11, 49, 1), 3: (11, 49, 2)}  # smallest and largest number, steps
 
 
+def held_out(line):
+    """Whether "25 + 14 = 39" is for the test: one of five sums, with its kin 14 + 25, 39 - 14 and 39 - 25, whatever the seed."""
+    return zlib.crc32(" ".join(sorted(re.findall(r"\d+", line))).encode()) % 5 == 0
+
+
 def arithmetic(count, level=1, split="train", seed=0):
     """`count` different word problems of a level, as rows of question and answer, in GSM8K's form.
 
-    Level 1: one step with numbers below 10; 2: with two digits; 3: two steps with two digits. No result is negative.
+    Level 1: one step with numbers below 10; 2: with two digits; 3: two steps with two digits. No result is negative. A test
+    problem has other sentences than training, and a sum that no training problem has.
     """
     low, high, steps = LEVELS[level]
     draw, made = random.Random(f"{seed} {split} {level}"), {}
@@ -175,6 +182,8 @@ def arithmetic(count, level=1, split="train", seed=0):
             after = result + values["c"] if sign == "+" else result - values["c"]
             lines.append(f"{result} {sign} {values['c']} = {after}")
             result = after
+        if any(map(held_out, lines)) != (split == "test"):
+            continue
         question = f"{text} {ASKED[split]}".format(**values)
         made[question] = "\n".join(lines) + f"\n#### {result}"
     if len(made) < count:

@@ -10,8 +10,9 @@ answer is made likelier or less likely by how much better it is than its own gro
 
 From the course come the rates, 250 steps, G = 6 and the five rewards' sizes. What departs from it: rewards that pay as
 they say (rewards_course.py shows the copied ones); 4 prompts per update, not 1, for less noise; 512 tokens, not 200, since
-an answer that is cut off earns nothing; r 32; KL in the paper's form; checkpoints on the way; rollouts (rollout.py) that
-need no vLLM (--fast_inference: Unsloth with vLLM, as in the course); groups that all earn the same stop the run.
+an answer that is cut off earns nothing; r 32; KL in the paper's form; checkpoints on the way; rollouts by TRL's own vLLM
+where it fits on the card (engine.py), else by a decoder that needs none (rollout.py); groups that all earn the same stop
+the run.
 
 One GPU:            python train.py
 Three minutes, CPU: python train.py --demo
@@ -19,18 +20,19 @@ As in the course:   python train.py --config course.yaml
 Override anything:  python train.py --data sample --warmup_sft 16 --num_generations 8 --per_device_train_batch_size 8
 """
 
-import importlib.util
 import math
 import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import engine
 from common import device, models
 from common.cli import LoraArgs, arg, parse, trainer_config
 from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
-from common.paths import DEMO_MODEL, command
+from common.paths import command
 from common.speed import fit
 from data import load_splits, prompts_of
 from prompt import TEMPLATE, ideal
@@ -56,6 +58,7 @@ DEFAULTS = dict(
     use_bias_correction_kl=False,  # the paper's formula; it is the same as long as rho is 1
     loss_type="dapo",  # every token of the batch counts the same; the paper's mean per completion favours short ones
     scale_rewards="group",  # divided by the group's standard deviation, as in the paper
+    vllm_importance_sampling_mode="token_truncate",  # p / p_vLLM per token; a sequence's is mostly rounding errors
     num_iterations=1,  # each completion is used for one update
     adam_beta2=0.99,  # forgets sooner than 0.999: 250 steps are few
     weight_decay=0.1,
@@ -69,25 +72,18 @@ DEFAULTS = dict(
     report_to=["none"],
 )
 DEMO = dict(
-    model=DEMO_MODEL,
+    model=str(HERE / "miniature"),  # right on three problems of ten, see pretrain.py
     quantization="none",
-    lora_target_modules=["q_proj", "v_proj"],  # adapters on all seven take as long as the model itself, on a CPU
     data=str(HERE / "sample"),
-    warmup_sft=4,  # 135M parameters never write the tags by themselves: without it every reward is 0
-    warmup_sft_lr=1e-3,
-    learning_rate=1e-3,  # 8 updates only: a small model bears, and needs, larger steps
-    max_steps=8,
+    learning_rate=1e-3,  # a model of 1.7 million parameters bears, and needs, larger steps
+    max_steps=80,
     num_generations=8,
-    per_device_train_batch_size=16,
+    per_device_train_batch_size=64,  # 8 groups
     gradient_accumulation_steps=1,
-    max_completion_length=40,  # the form with one line of reasoning takes 32
-    beta=0.02,
+    max_completion_length=40,  # its solutions take 23 to 26
     gradient_checkpointing=False,
-    save_steps=8,
-    probe_prompts=4,
-    eval_prompts=16,
-    follow=2,
-    follow_steps=4,
+    save_steps=40,
+    follow_steps=20,
 )
 # QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
@@ -105,8 +101,7 @@ class Args(LoraArgs):
     follow: int = arg(3, "test problems whose answers are kept in samples.html")
     follow_steps: int = arg(25, "answered every so many steps")
     dead_steps: int = arg(20, "stop after so many steps with over 90% dead groups (all rewards equal); 0: never")
-    fast_inference: bool = arg(False, "rollouts by vLLM inside Unsloth, as in the course; both must be installed")
-    gpu_memory_utilization: float = arg(0.5, "vLLM's share of the GPU's memory with --fast_inference")
+    rollouts: Literal["auto", "vllm", "hf"] = arg("auto", "auto: vLLM where it is installed and fits, else our decoder")
 
 
 def sampling(args):
@@ -136,11 +131,8 @@ def work(args, new, rows):
 
 def check(args):
     """Stop, before anything loads, where flags cannot work together. args.backend may still be "auto"."""
-    missing = [name for name in ("unsloth", "vllm") if args.fast_inference and not importlib.util.find_spec(name)]
-    if missing:
-        raise SystemExit(f"--fast_inference needs {' and '.join(missing)}, not installed here. Leave the flag out.")
-    if args.fast_inference and args.backend == "hf":
-        raise SystemExit("--fast_inference is Unsloth's: give --backend unsloth as well.")
+    if args.rollouts == "vllm" and (reason := engine.refusal(args)):
+        raise SystemExit(f"--rollouts vllm: {reason}.")
     if args.warmup_sft and args.beta and args.backend == "unsloth":
         raise SystemExit("Unsloth measures the KL to the bare model, without the form: give --beta 0 or --backend hf.")
     # TRL keeps samples in memory only: a checkpoint between two samplings would go on with others.
@@ -169,14 +161,7 @@ def load_model(args, config, path):
     )
     nf4 = NF4 if choose_quantization(args.quantization, path) else None
     longest = args.max_prompt_tokens + args.max_completion_length
-    if args.fast_inference:  # with a vLLM engine inside that shares its weights; its trainer sees model.vllm_engine
-        from unsloth import FastLanguageModel
-
-        options = dict(fast_inference=True, gpu_memory_utilization=args.gpu_memory_utilization)
-        options |= dict(max_seq_length=longest, load_in_4bit=nf4 is not None, max_lora_rank=args.lora_r)
-        model = FastLanguageModel.from_pretrained(str(path), **options)[0]
-    else:
-        model = models.load_base(path, args.backend, nf4, device.dtype(config), longest)
+    model = models.load_base(path, args.backend, nf4, device.dtype(config), longest)
     model = models.attach(model, lora_config, args.backend, config)
     if args.fused_lora and args.backend == "hf":
         lora.fuse(model)
@@ -193,6 +178,7 @@ def main(argv=None):
     print(self_test(train_rows, ideal))
     path = resolve_model(args.model)
 
+    engine.choose(args, path, work(args, args.max_completion_length, args.per_device_train_batch_size))
     config = trainer_config(args)  # torch is loaded from here on: what can be wrong above has been said
     choose_quantization(args.quantization, path)  # says now, and not in minutes, that the model cannot fit
     check(args)  # again: now it is known what backend "auto" is
@@ -220,6 +206,8 @@ def main(argv=None):
             found = probe(model, tokenizer, train_rows[: args.probe_prompts], args)
             run.note(before=stages["base"], stages=stages, probe=found)
 
+        if args.use_vllm:
+            engine.make_room(model)
         rollout = Rollout() if args.backend == "hf" else None  # Unsloth samples by itself
         watch = Watcher(run, rollout, tokenizer, test_rows[: args.follow], args)
         trainer = GRPOTrainer(
@@ -232,6 +220,8 @@ def main(argv=None):
             rollout_func=rollout,
         )
         watch.trainer = trainer
+        if args.use_vllm:
+            engine.start(trainer, rollout)
         set_reference(model, args.warmup_sft)
         set_seed(config.seed)  # the samples do not depend on how much was measured before
         run.train(trainer)

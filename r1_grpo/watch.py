@@ -1,16 +1,20 @@
 """What one watches: accuracy before and after, the same problems through training, the alarms. Imports torch.
 
-samples.html  test problems answered every few steps, four samples each, with what they earned
-rewards.png   what is rewarded, what is wanted, and what it costs
+samples.html   test problems answered every few steps, four samples each, with what they earned
+rollouts.html  what was trained on: completions of chosen steps, and of those at which an alarm rang (alarms.py)
+rewards.png    what is rewarded, what is wanted, and what it costs
 """
 
-import html
+from itertools import takewhile
 
 import torch
+from tqdm import tqdm
 from transformers import TrainerCallback
 
+import alarms
+import pages
 from common.answers import generate
-from common.files import replace_text, text_table, write_lines
+from common.files import read_json, replace_text, text_table, write_lines
 from common.rows import read_lines
 from common.speed import graph
 from prompt import prompt_ids
@@ -28,10 +32,18 @@ PANELS = {
     "share cut off, share of dead groups": {"completions/clipped_ratio": "cut off", "frac_reward_zero_std": "dead"},
     "rollouts: tokens/s": {"tokens_per_second": None},
 }
+SHOWN_IN = {  # alarm -> the metric in whose plot it is marked
+    "length_drift": "completions/mean_length",
+    "reward_takes_over": "reward",
+    "dead_groups": "frac_reward_zero_std",
+    "entropy_collapse": "entropy",
+    "kl_jump": "kl",
+    "truncation": "completions/clipped_ratio",
+}
 
 
 class Watcher(TrainerCallback):
-    """Accuracy and tokens/s beside TRL's numbers, samples.html, and an end where every group is dead.
+    """Accuracy and tokens/s beside TRL's numbers, alarms, samples.html, rollouts.html, an end where every group is dead.
 
     rows: the test problems that are followed. rollout: whose tokens and seconds are read, or None. Afterwards:
     generated, the tokens that were sampled. trainer is set by the script that makes both.
@@ -41,7 +53,7 @@ class Watcher(TrainerCallback):
 
     def __init__(self, run, rollout, tokenizer, rows, args):
         self.run, self.rollout, self.tokenizer, self.rows, self.args = run, rollout, tokenizer, rows, args
-        self.dead, self.generated = 0, 0.0
+        self.generated, self.logs, self.rung, self.golds = 0.0, [], [], None
 
     def on_log(self, _, state, control, logs=None, **kwargs):
         if "reward" not in logs:
@@ -52,19 +64,75 @@ class Watcher(TrainerCallback):
         if self.rollout and self.rollout.seconds:
             logs["tokens_per_second"] = round(self.rollout.tokens / self.rollout.seconds, 1)
             self.rollout.tokens = self.rollout.seconds = 0
-        self.dead = self.dead + 1 if logs["frac_reward_zero_std"] > 0.9 else 0
-        if self.args.dead_steps and self.dead >= self.args.dead_steps:
-            raise SystemExit(dead_message(logs["reward"], self.dead, list(self.trainer._logs["completion"])))
+        before = self.logs[-1]["step"] if self.logs else 0
+        self.logs.append(logs | {"step": state.global_step})
+        planned = [self.run.steps * n / 4 for n in (1, 2, 3)]
+        why = ["between"] if any(before < step <= state.global_step for step in planned) else []
+        dead = len(list(takewhile(lambda log: log["frac_reward_zero_std"] > 0.9, reversed(self.logs))))
+        stops = self.args.dead_steps and dead >= self.args.dead_steps
+        found = alarms.new(self.logs, self.rung)
+        if stops and logs["reward"] <= NEARLY and "dead_groups" not in {each["alarm"] for each in self.rung + found}:
+            found.append(alarms.dead(self.logs))
+        if found:
+            self.rung += found
+            self.run.note(alarms=self.rung)
+            mark(self.rung)
+        for each in found if self.run.main else ():
+            tqdm.write(alarms.line(each, alarms.language()))
+        if why := (["first"] if not before else []) + why + ["alarm"] * bool(found) + ["newest"] * bool(stops):
+            self.keep(why)
+        if stops:
+            raise SystemExit(dead_message(logs["reward"], dead, list(self.trainer._logs["completion"])))
+
+    def keep(self, why):
+        """Show the newest step's completions in rollouts.html."""
+        made = self.trainer._logs
+        if not (self.run.main and self.logs and made["completion"]):
+            return
+        if self.golds is None:  # TRL keeps prompts as text: what stands before and behind the question is taken away
+            ids = prompt_ids(self.tokenizer, [{"question": "QUESTION"}])[0]
+            self.frame = self.tokenizer.decode(ids, skip_special_tokens=True).split("QUESTION")
+            rows = self.trainer.train_dataset
+            pairs = zip(rows["prompt"], rows["answer"], strict=True)
+            self.golds = {messages[-1]["content"].strip(): gold for messages, gold in pairs}
+        groups = pages.groups_of(made, self.trainer.num_generations, self.question, self.golds)
+        pages.keep(self.run, self.logs[-1], why, *groups)
+
+    def question(self, prompt):
+        return prompt.removeprefix(self.frame[0]).removesuffix(self.frame[-1]).strip()
+
+    def on_save(self, *_, **kwargs):
+        self.keep(["newest"])
+
+    on_train_end = on_save
 
     def on_train_begin(self, _, state, control, model=None, **kwargs):
-        lengths = [log["completions/mean_length"] for log in self.run.metrics() if "reward" in log]
-        self.generated = sum(lengths) * self.run.rows_per_step  # by the processes before this one
+        self.logs = [log for log in self.run.metrics() if "reward" in log]  # by the processes before this one
+        self.generated = sum(log["completions/mean_length"] for log in self.logs) * self.run.rows_per_step
+        self.rung = [each for each in self.run.record.get("alarms", []) if each["step"] <= state.global_step]
+        self.run.note(alarms=self.rung)  # those of the steps that come again may ring again
+        mark(self.rung)
+        if self.run.main:
+            pages.cut(self.run, state.global_step)
         if not state.global_step:
             follow(self.run, model, self.tokenizer, self.rows, 0, self.args)
 
     def on_step_end(self, _, state, control, model=None, **kwargs):
         if state.global_step % self.args.follow_steps == 0 or state.global_step == self.run.steps:
             follow(self.run, model, self.tokenizer, self.rows, state.global_step, self.args)
+
+
+def mark(rung):
+    """Say in the titles of PANELS' plots at which step an alarm rang."""
+    plots = {title.split("\n")[0]: names for title, names in PANELS.items()}
+    PANELS.clear()
+    for title, names in plots.items():
+        said = [
+            f"{each['alarm'].replace('_', ' ')}: step {each['step']}"
+            for each in rung
+            if SHOWN_IN[each["alarm"]] in names
+        ]
+        PANELS["\n".join([title, *said])] = names
 
 
 def dead_message(reward, steps, completions):
@@ -122,7 +190,11 @@ def probe(model, tokenizer, rows, args):
 
 
 def measure(model, tokenizer, rows, args):
-    """Greedy answers to test problems: shares right (strict, flexible) and in the form, mean tokens."""
+    """Greedy answers to test problems: shares right (strict, flexible) and in the form, mean tokens.
+
+    The first --probe_prompts of them are also sampled G times: sampled, the share right of all these; any, the share of
+    problems with a right one, pass@G.
+    """
     if not rows:
         return {}
     how = dict(backend=args.backend, return_ids=True, decode=graph.decode)
@@ -130,7 +202,32 @@ def measure(model, tokenizer, rows, args):
     texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
     graded = [grade(text, row["gold"]) for text, row in zip(texts, rows, strict=True)]
     means = {name: sum(each[name] for each in graded) / len(graded) for name in graded[0]}
-    return means | {"tokens": sum(map(len, made)) / len(made), "problems": len(rows)}
+    means |= {"tokens": sum(map(len, made)) / len(made), "problems": len(rows)}
+    if tried := rows[: args.probe_prompts]:
+        answers = sample(model, tokenizer, tried, args.num_generations, 64, args)
+        right = [
+            [grade(text, row["gold"])["strict"] for text in texts] for row, texts in zip(tried, answers, strict=True)
+        ]
+        means |= {"sampled": sum(map(sum, right)) / len(right) / args.num_generations}
+        means |= {"any": sum(map(any, right)) / len(right), "tries": args.num_generations}
+    return means
+
+
+def sharpened(before, after):
+    """Sharpening, or learning? pass@G of the start beside pass@1 of the end, as two lines; none where nothing was sampled."""
+    if not (before and "any" in before and after and "any" in after):
+        return ""
+    group = f"pass@{before['tries']}"
+    numbers = (
+        f"test problems, sampled: pass@1 {before['sampled']:.0%} and {group} {before['any']:.0%} before GRPO, "
+        f"pass@1 {after['sampled']:.0%} and {group} {after['any']:.0%} after it"
+    )
+    if after["sampled"] <= before["sampled"]:
+        return f"{numbers}\nnothing gained"
+    kind = "sharpening: what many tries held is now said at the first"
+    if after["sampled"] > before["any"]:
+        kind = "learning: one try now is right more often than one of many was"
+    return f"{numbers}\n{kind}"
 
 
 def show(folder, stages):
@@ -151,6 +248,12 @@ def show(folder, stages):
         count = next(each["problems"] for each in stages.values() if each)
         print(f"{count} test problems, answered greedily")
         print(text_table(("", "right by the answer block", "by the last number", "in the form", "tokens"), table))
+        start = stages.get("after warm-up") or stages.get("base")
+        print(sharpened(start, stages.get("after GRPO")))
+    lang = alarms.language()
+    for each in read_json(folder / "run.json").get("alarms", []):
+        print(alarms.line(each, lang))
+    print(f"completions that were trained on, with rewards and advantages: {folder / 'rollouts.html'}")
 
 
 # -- samples.html
@@ -173,30 +276,4 @@ def follow(run, model, tokenizer, rows, step, args):
         completions = [{"text": text, "rewards": score(text, row["gold"])} for text in texts]
         told.append({"step": step, "question": row["question"], "gold": row["gold"], "completions": completions})
     write_lines(run.folder / "samples.jsonl", told)
-    replace_text(run.folder / "samples.html", samples_page(told, run.folder.name))
-
-
-def samples_page(told, name):
-    """A page that needs nothing else: a table per problem, a row per step, a cell per completion with what it earned."""
-    parts = [
-        f"""<!doctype html><meta charset="utf-8"><title>samples: {html.escape(name)}</title>
-<style>body{{font:15px/1.5 sans-serif;margin:2em}}table{{border-collapse:collapse}}td,th{{border:1px solid #ccc;
-padding:.4em;vertical-align:top;text-align:left}}pre{{white-space:pre-wrap;max-width:22em;margin:0}}small{{color:#555}}
-</style><h1>The same problems through training</h1><p>Green: reward {MOST:g} of {MOST:g}. White: 0. Each cell is one sample.</p>"""
-    ]
-    for question in dict.fromkeys(each["question"] for each in told):
-        mine = [each for each in told if each["question"] == question]
-        parts.append(f"<h2>{html.escape(question)}</h2><p>gold: {html.escape(mine[0]['gold'])}</p><table>")
-        for each in mine:
-            cells = []
-            for answer in each["completions"]:
-                total = sum(answer["rewards"].values())
-                detail = ", ".join(f"{reward} {value:g}" for reward, value in answer["rewards"].items() if value)
-                shade = max(0.0, min(1.0, total / MOST)) * 0.5
-                cells.append(
-                    f'<td style="background:rgba(60,180,75,{shade:.2f})"><b>{total:.2f}</b> '
-                    f"<small>{html.escape(detail)}</small><pre>{html.escape(answer['text'])}</pre></td>"
-                )
-            parts.append(f"<tr><th>step {each['step']}</th>{''.join(cells)}</tr>")
-        parts.append("</table>")
-    return "\n".join(parts)
+    replace_text(run.folder / "samples.html", pages.samples(told, run.folder.name))

@@ -401,7 +401,7 @@ def test_the_one_place_that_loads_adapters_and_models(made):
             ):
                 found.append((f"{file.parent.name}/{file.name}", line.strip()))
     at = {name for name, _ in found}
-    unsloth = {"common/models.py", "vl_insurance/model.py", "r1_grpo/train.py"}
+    unsloth = {"common/models.py", "vl_insurance/model.py"}
     assert (
         at == {"common/adapters.py", "common/runs.py", "common/demo_model.py", "vl_insurance/pretrain.py"} | unsloth
     ), found

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("found", "gate", "votes", "asking", "compare_page", "compare", "ab_proxy", "compare_web")
+NAMES = ("found", "gate", "votes", "asking", "compare_page", "compare", "backends",
+         "chat_request", "front", "ab_proxy", "compare_web")  # fmt: skip
 RUN = "medical-20261126-101500"
 EVIL = "<script>alert(1)</script> & <b>"
 
@@ -45,6 +46,8 @@ def server():
         text, at = f"{body['model']} says {body['messages'][-1]['content']}", f"chat-{len(asked)}"
         if body.get("stream"):
             pieces = [{"id": at, "model": body["model"], "choices": [{"delta": {"content": each}}]} for each in text]
+            if (body.get("stream_options") or {}).get("include_usage"):
+                pieces.append({"id": at, "model": body["model"], "choices": [], "usage": {"completion_tokens": 7}})
             lines = [f"data: {json.dumps(each)}\n\n" for each in pieces] + ["data: [DONE]\n\n"]
             return StreamingResponse(iter(lines), media_type="text/event-stream")
         choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
@@ -215,6 +218,60 @@ def test_the_proxy_hides_the_arm_keeps_the_log_and_takes_thumbs(deploy, server, 
     assert "secret" not in log and '"user": "5"' not in log  # neither texts nor who
 
 
+def test_users_decide_not_thumbs_and_only_the_first_ones(deploy):
+    """One user's thumbs are not independent: at 20 each, two equal models "differ" in half of all tests. And who goes on
+    looking after the number that was set is peeking, too."""
+
+    def log(arm, ups, user=None, at=0):
+        answers = [
+            {"id": f"{arm}{at + n}", "arm": arm, "user": user or f"{arm} {at + n}", "seconds": 1}
+            for n in range(len(ups))
+        ]
+        return answers + [
+            {"id": each["id"], "thumb": "up" if up else "down"} for each, up in zip(answers, ups, strict=True)
+        ]
+
+    many = deploy.ab_proxy.result(log(RUN, [1] * 50, "one") + log("base", [0] * 50, "another"), RUN, 20)
+    assert [each["thumbs"] for each in many["arms"].values()] == [1, 1] and many["verdict"].startswith("not enough")
+    even = log(RUN, [0, 1] * 10) + log("base", [0, 1] * 10)
+    assert deploy.ab_proxy.result(even, RUN, 20)["verdict"] == "no difference was found"
+    more = even + log(RUN, [1] * 100, at=20) + log("base", [0] * 100, at=20)
+    assert deploy.ab_proxy.result(more, RUN, 20)["verdict"] == "no difference was found"
+    assert deploy.ab_proxy.result(more, RUN, 120)["verdict"] == f"{RUN} is better"
+
+
+def test_the_verdict_of_votes_is_that_of_the_first_ones(deploy, tmp_path):
+    say, file = deploy.compare_web.TEXTS["en"], tmp_path / "votes.jsonl"
+
+    def row(n, winner):
+        return json.dumps({"id": str(n), "answers": {"base": "", RUN: ""}, "winner": winner}) + "\n"
+
+    even = "".join(row(n, ("base", RUN)[n % 2]) for n in range(20)) + row(20, "tie")
+    file.write_text(even + "".join(row(n, RUN) for n in range(21, 99)))
+    assert say["same"].format(needed=20) in deploy.compare_web.standing(file, RUN, 20, say)
+    assert say["better"].format(needed=98) in deploy.compare_web.standing(file, RUN, 98, say)
+
+
+def test_the_proxy_counts_a_streams_tokens_and_refuses_what_is_no_text(deploy, server, tmp_path, monkeypatch):
+    from starlette.testclient import TestClient
+
+    monkeypatch.setenv("OPENAI_API_KEY", "upstream")
+    args = SimpleNamespace(url=server[0], timeout=20.0, salt="ab", share=0.5, needed=3, log_prompts=False)
+    body = {"model": "ab", "user": "u", "stream": True, "messages": [{"role": "user", "content": "q"}]}
+    with TestClient(
+        deploy.ab_proxy.app(args, RUN, "own", tmp_path / "ab.jsonl"), raise_server_exceptions=False
+    ) as client:
+        assert client.get("/v1/models").status_code == 401
+        client.headers["authorization"] = "Bearer own"
+        assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["ab"]
+        for asked in ({}, {"stream_options": {"include_usage": True}}):
+            text = client.post("/v1/chat/completions", json=body | asked).text
+            assert ('"choices": []' in text) == bool(asked)  # the usage is passed on to who asked for it
+            assert deploy.votes.read(tmp_path / "ab.jsonl")[0][-1]["tokens"] == 7
+        for text in (b'"user": "\\ud800"', b'"user": "u", "temperature": NaN', b'"user": "u", "stop": "\\udfff"'):
+            assert client.post("/v1/chat/completions", content=b'{"model": "ab", ' + text + b"}").status_code == 400
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("TEST_NIGHTLY"), reason="make nightly runs a browser")
 def test_a_blind_vote_in_a_browser(deploy, server, tmp_path):
@@ -258,6 +315,7 @@ def test_a_blind_vote_in_a_browser(deploy, server, tmp_path):
                 chromium.close()
         finally:
             page.kill()
+            page.communicate(timeout=20)  # ends when nobody holds its output any more: a worker that outlives it would
     (row,) = deploy.votes.read(tmp_path / "deploy" / "votes" / RUN / "votes.jsonl")[0]
     assert (
         row["winner"] == {"base model": "base"}.get(right, right)

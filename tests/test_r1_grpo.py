@@ -48,7 +48,7 @@ def gold_rows(r1):
 
 def test_every_gold_solution_in_the_form_earns_four(r1):
     rows = gold_rows(r1)
-    assert len(rows) >= 104
+    assert len(rows) >= 400
     for end in ("", "\n"):
         assert {total(r1, r1.prompt.ideal(row) + end, row["gold"]) for row in rows} == {4.0}
     assert "earn 4.0 each" in r1.rewards.self_test(rows, r1.prompt.ideal).splitlines()[0]
@@ -437,10 +437,10 @@ def test_made_up_problems_are_right_and_the_test_has_other_sentences(r1, level):
 
 
 def test_the_sample_is_what_its_command_makes(r1, script, tmp_path):
-    script(TASK / "data.py", "--arithmetic", 78, "--level", 2, "--out", tmp_path / "made")
+    script(TASK / "data.py", "--arithmetic", 300, "--level", 2, "--out", tmp_path / "made")
     for name in ("train.jsonl", "test.jsonl"):
         assert (tmp_path / "made" / name).read_bytes() == (TASK / "sample" / name).read_bytes()
-    again = script(TASK / "data.py", "--arithmetic", 78, "--out", tmp_path / "made", check=False)
+    again = script(TASK / "data.py", "--arithmetic", 300, "--out", tmp_path / "made", check=False)
     assert again.returncode and "train.jsonl exists and is kept" in again.stderr
 
 
@@ -691,7 +691,7 @@ def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     assert (folder / "system_prompt.txt").read_text("utf-8").startswith("Think before you answer.")
     assert {"adapter_config.json", "adapter_model.safetensors", "rewards.png", "samples.html", "samples.jsonl"} <= names
     assert {"warmup", "metrics.jsonl", "run.json"} <= names and not {"ref", "loss.png", ".warmup"} & names
-    for said in ("78 gold solutions in the form earn 4.0 each", "plan: 78 prompts of", "before GRPO, 1 prompts x 2:"):
+    for said in ("300 gold solutions in the form earn 4.0 each", "plan: 300 prompts of", "before GRPO, 1 prompts x 2:"):
         assert said in shown
     for stage in ("base ", "after warm-up ", "after GRPO "):
         assert re.search(rf"^{stage} +(\d+% +){{3}}\d+$", shown, re.M), shown
@@ -786,7 +786,7 @@ def test_dead_groups_stop_the_run(script, tiny_model, tmp_path):
     [
         (["--num_iterations", "2", "--save_steps", "5"], "Take a multiple of 2."),
         (["--steps_per_generation", "4", "--save_steps", "6"], "Take a multiple of 4."),
-        (["--fast_inference"], "--fast_inference needs unsloth and vllm"),
+        (["--rollouts", "vllm"], "--rollouts vllm: vLLM is not installed"),
         (["--packing"], "unknown flag --packing"),
         (["--warmup_sft", "2", "--backend", "unsloth"], "give --beta 0 or --backend hf"),
         (["--num_generations", "7"], "must be divisible by num_generations"),
@@ -815,6 +815,6 @@ def test_evaluation_and_inference_refuse_early(script, tmp_path):
 
 def test_the_course_preset_names_flags_that_exist(script):
     done = script(TASK / "train.py", "--config", TASK / "course.yaml", "--data", "nowhere.jsonl", check=False)
-    assert "--fast_inference needs unsloth" in done.stderr or "nowhere.jsonl: no such file" in done.stderr
+    assert "nowhere.jsonl: no such file" in done.stderr
     said = script(TASK / "train.py", "--config", TASK / "course.yaml", "--estimate").stdout
     assert "code: unsloth" in said and "--max_completion_length 200" in said
