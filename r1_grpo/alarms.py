@@ -9,7 +9,7 @@ What a rule sees, what it usually means and what to try stand in TEXTS. No torch
 import locale
 import math
 import os
-from statistics import median
+from statistics import fmean, median
 
 AIM = "rewards/correctness_reward_func/mean"
 FIRST = 10  # logs at the start that a run is compared with
@@ -24,6 +24,13 @@ def ends(logs, name, first=FIRST, last=LAST):
     if len(values) < first + last:
         return None
     return median(values[:first]), median(values[-last:])
+
+
+def lasts(logs, name, share, last):
+    """Is a share over `share` in the newest logs, in the median and in the mean? One wild step moves a mean, and a share
+    of four groups is so coarse that a median of ten jumps by itself; both together do neither."""
+    values = [log[name] for log in logs if log.get(name) is not None and math.isfinite(log[name])][-last:]
+    return median(values) > share and fmean(values) > share
 
 
 def accuracies(logs, last=LAST):
@@ -71,10 +78,12 @@ def reward_takes_over(logs):
 
 
 def dead_groups(logs):
-    """In the newest 10 logs over 60% of the groups earn G equal rewards (advantage 0, no gradient), and fewer than 80% of
-    the samples are right: above that, groups that are all right are what a run is for."""
-    found, right = ends(logs, "frac_reward_zero_std"), accuracies(logs)
-    if not found or found[1] <= 0.6 or right["after"] >= DONE:
+    """In the newest 20 logs over three quarters of the groups earn G equal rewards (advantage 0, no gradient), and fewer than
+    80% of the samples are right: above that, groups that are all right are what a run is for. Runs that learn well have
+    up to half."""
+    last = 2 * LAST
+    found, right = ends(logs, "frac_reward_zero_std", last=last), accuracies(logs, last)
+    if not found or not lasts(logs, "frac_reward_zero_std", 0.75, last) or right["after"] >= DONE:
         return {}
     return dict(early=found[0], late=found[1], **right)
 
@@ -107,12 +116,13 @@ def kl_jump(logs):
 
 
 def truncation(logs):
-    """Over a quarter of the newest 10 logs' completions are cut off at --max_completion_length, and it is not falling: at
+    """Over a quarter of the newest 20 logs' completions are cut off at --max_completion_length, and it is not falling: at
     least four fifths of what it was in the first logs. A model that babbles at first may learn to end."""
-    found = ends(logs, "completions/clipped_ratio")
-    if not found or found[1] <= 0.25 or found[1] < 0.8 * found[0]:
+    last = 2 * LAST
+    found = ends(logs, "completions/clipped_ratio", last=last)
+    if not found or not lasts(logs, "completions/clipped_ratio", 0.25, last) or found[1] < 0.8 * found[0]:
         return {}
-    return dict(early=found[0], late=found[1], **accuracies(logs))
+    return dict(early=found[0], late=found[1], **accuracies(logs, last))
 
 
 ALARMS = {

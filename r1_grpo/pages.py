@@ -3,15 +3,16 @@
 samples.html   the same test problems through training
 rollouts.html  completions that were trained on, of chosen steps, grouped by prompt, with rewards and advantages
 
-Of the second are kept the first and the newest step, three between, and every step at which an alarm rang; of each three groups, those
-with the widest, the middle and the narrowest rewards, of a group eight completions, of a text 1,200 characters: at most
-0.5 MB. The pages need no script and nothing else; all texts are escaped.
+Of the second are kept the first and the newest step, three between, and each at which an alarm rang; of each three
+groups, those with the widest, the middle and the narrowest rewards; of a group eight completions, of a text 1,200
+characters: at most 264 completions, half a million characters of ordinary text. The pages need no script and nothing
+else; all texts are escaped.
 """
 
 import html
 import math
 import re
-from statistics import pstdev
+from statistics import stdev
 
 from alarms import language, texts
 from common.files import replace_text, write_lines
@@ -51,7 +52,7 @@ METRICS = {  # column -> how it is written
     "completions/mean_length": "{:.0f}",
     "completions/clipped_ratio": "{:.0%}",
     "frac_reward_zero_std": "{:.0%}",
-    "entropy": "{:.3g}",
+    "entropy": "{:.2g}",
     "kl": "{:.2g}",
 }
 STYLE = """
@@ -139,7 +140,7 @@ def groups_of(logs, count, question, golds):
         more = max(0, count - SHOWN)
         if more:
             members = members[: SHOWN // 2] + members[-(SHOWN // 2) :]
-        facts = {"mean": sum(sums) / count, "std": pstdev(sums), "left_out": more}
+        facts = {"mean": sum(sums) / count, "std": stdev(sums), "left_out": more}
         found.append({"question": shorten(asked, ASKED), "gold": golds.get(asked)} | facts | {"completions": members})
     found.sort(key=lambda group: -group["std"])
     kept = sorted({0, (len(found) - 1) // 2, len(found) - 1}) if found else []
