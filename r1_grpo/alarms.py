@@ -106,13 +106,15 @@ def entropy_collapse(logs):
 
 def kl_jump(logs):
     """KL to the start over 0.5 nats per token in the newest 5 logs, and three times what it was in the first half of the
-    run. It is 0 at step 1 and grows: the first logs alone are no measure. Judged from 8 logs on; silent with --beta 0,
-    with which it is not logged."""
+    run; or over 2 nats, however it got there: a run that broke at its second step has nothing whole to be compared with.
+    It is 0 at step 1 and grows: the first logs alone are no measure. Judged from 8 logs on; silent with --beta 0, with
+    which it is not logged."""
     values = [log["kl"] for log in logs if log.get("kl") is not None and math.isfinite(log["kl"])]
     if len(values) < 8:
         return {}
     early, late = median(values[: len(values) // 2]), median(values[-5:])
-    return dict(early=early, late=late, **accuracies(logs)) if late > 0.5 and late >= 3 * early else {}
+    jumped = late > 2 or late > 0.5 and late >= 3 * early
+    return dict(early=early, late=late, **accuracies(logs)) if jumped else {}
 
 
 def truncation(logs):

@@ -383,7 +383,7 @@ def test_a_learning_rate_a_hundred_times_too_high(copied, script, tmp_path):
     assert [each["alarm"] for each in record["alarms"]] == ["kl_jump"] and "ALARM, step " in done.stdout
     step = record["alarms"][0]["step"]
     page = (straight / "rollouts.html").read_text("utf-8")
-    assert f'<details id="step-{step}" open>' in page and "http" not in page and "<reasoning" not in page
+    assert f'<details id="step-{step}" open>' in page and "://" not in page and "<reasoning" not in page
     told = [json.loads(line) for line in (straight / "rollouts.jsonl").read_text("utf-8").splitlines()]
     assert [told[0]["step"], told[-1]["step"]] == [1, 10] and step in {each["step"] for each in told}
     rows = [json.loads(line) for line in (task / "sample" / "train.jsonl").read_text("utf-8").splitlines()]
