@@ -343,9 +343,9 @@ def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     shown = script(task / "train.py", "--demo", "--max_steps", 2, "--max_new_tokens", 4, "--show_mask", 1).stdout
     (folder,) = (tmp_path / "outputs" / "alpaca").iterdir()
     assert {file.name for file in folder.iterdir()} == {
-        ".lock", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "checkpoint-2", "loss.png",
-        "metrics.jsonl", "prompt_template.txt", "prompt_template_short.txt", "README.md", "run.json", "tokenizer.json",
-        "tokenizer_config.json",
+        ".lock", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "checkpoint-2", "heldout.jsonl",
+        "loss.png", "metrics.jsonl", "prompt_template.txt", "prompt_template_short.txt", "README.md", "run.json",
+        "serving.json", "serving_template.jinja", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert json.loads((folder / "run.json").read_text())["status"] == "finished" and set(losses(folder)) == {1, 2}
     weights = load_file(folder / "adapter_model.safetensors")

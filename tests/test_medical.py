@@ -89,8 +89,9 @@ def test_the_folder_works_alone(copied, script, demo_model, tmp_path):
     shown = script(task / "train.py", "--demo", "--max_steps", 2, "--max_new_tokens", 8).stdout
     folder = only_run(tmp_path)
     assert {file.name for file in folder.iterdir()} == {
-        ".lock", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "checkpoint-2", "loss.png",
-        "metrics.jsonl", "prompt_template.txt", "README.md", "run.json", "tokenizer.json", "tokenizer_config.json",
+        ".lock", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "checkpoint-2", "heldout.jsonl",
+        "loss.png", "metrics.jsonl", "prompt_template.txt", "README.md", "run.json", "serving.json",
+        "serving_template.jinja", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished" and record["steps"] == 2

@@ -17,7 +17,7 @@ DIGESTS = {  # sha256 of the demo's training rows, its first twelve digits
     "medical": "35e86ce63888",
     "domain_mix": "cc6b0dc53679",
     "s1_scaling": "d437953e3632",
-    "r1_grpo": "8c1b915c0ed4",
+    "r1_grpo": "6fb0f2e19230",
     "vl_insurance": "2681d80cdc06",
 }
 CODE = """
