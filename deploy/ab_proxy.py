@@ -16,13 +16,16 @@ GET /v1/models, GET /ab. Its own key is AB_KEY, else that of the server, OPENAI_
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
 import os
+import secrets
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from common.cli import arg, parse
 from common.paths import output_dir
@@ -35,7 +38,6 @@ DEFAULTS = dict(
     port=8080,
     share=0.5,  # of the users that get the trained model
     needed=needed(0.5, 0.6),  # users per arm with a thumb: tells 50% up from 60% up, 5% false alarms, 80% found
-    salt="ab",  # another one draws the users anew: for the next test
     timeout=600.0,  # seconds for one answer
 )
 
@@ -43,7 +45,11 @@ DEFAULTS = dict(
 @dataclass
 class Args:
     adapter: str | None = arg(
-        None, "a finished run's folder (default: the newest of all recipes); also without the flag"
+        None,
+        "a finished run's folder (default: the one that --url serves, else the newest of all recipes); also without the flag",
+    )
+    salt: str | None = arg(
+        None, "what users are drawn with (default: drawn once, kept beside the log); another: drawn anew"
     )
     log_prompts: bool = arg(False, "keep messages and answers in ab.jsonl: KTO rows are made of these (votes.py)")
 
@@ -52,6 +58,17 @@ def arm_of(user: str, salt: str, share: float) -> bool:
     """Whether a user gets the trained model: the same every time."""
     drawn = int.from_bytes(hashlib.sha256(f"{salt}\n{user}".encode()).digest(), "big")
     return drawn < share * 2**256
+
+
+def salt_of(folder) -> str:
+    """The salt that is kept in a folder, drawn once. Nobody else knows it: the users behind the log can't be guessed."""
+    file = folder / "salt.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), open(file, "x", opener=partial(os.open, mode=0o600)) as made:
+        made.write(secrets.token_hex())
+    if not (salt := file.read_text().strip()):  # killed in between
+        raise SystemExit(f"{file} is empty. Delete it: another salt is drawn.")
+    return salt
 
 
 def app(args, name: str, key: str, file):
@@ -190,6 +207,7 @@ def main(argv=None):
         raise SystemExit(error.args[0]) from None
     run_of(args.adapter, None, name)  # refuses another run than the served one
     file = output_dir("deploy") / "votes" / name / "ab.jsonl"
+    args.salt = args.salt or salt_of(file.parent)
     print(
         f"ready: http://{args.host}:{args.port}/v1  model: ab ({args.share:.0%} of the users get {name}); log: {file}",
         flush=True,

@@ -73,7 +73,8 @@ print(json.dumps(made))
 @dataclass
 class Args:
     adapter: str | None = arg(
-        None, "a finished run's folder (default: the newest of all recipes); also without the flag"
+        None,
+        "a finished run's folder (default: the one that --url serves, else the newest of all recipes); also without the flag",
     )
     model: str | None = arg(
         None, "its base: a path, MODELS_DIR/<org>/<name>, or a name on the hub (default: as recorded)"
@@ -252,8 +253,8 @@ def main(argv=None) -> Path:
     try:
         name = served(args.url)
         run = run_of(args.adapter, args.model, name)
-        folder = folder_of(args.out, run, name)
         asked, source = questions(args, run, name)
+        folder = folder_of(args.out, run, name)
         print(f"{name} and base: {len(asked)} questions ({LABELS['en']['from'][source].format(file=args.prompts)})")
         made = answers(args, name, asked)
     except Unanswered as error:

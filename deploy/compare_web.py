@@ -65,7 +65,8 @@ border:1px solid var(--border-color-primary);background:var(--background-fill-pr
 @dataclass
 class Args:
     adapter: str | None = arg(
-        None, "a finished run's folder (default: the newest of all recipes); also without the flag"
+        None,
+        "a finished run's folder (default: the one that --url serves, else the newest of all recipes); also without the flag",
     )
     model: str | None = arg(
         None, "its base: a path, MODELS_DIR/<org>/<name>, or a name on the hub (default: as recorded)"

@@ -178,6 +178,15 @@ def test_a_server_that_is_not_there_and_rows_without_a_question_are_named(deploy
         deploy.compare.main(["--url", server[0], "--prompts", str(file)])
 
 
+def test_the_salt_is_drawn_once_and_nobody_elses(deploy, tmp_path):
+    salt = deploy.ab_proxy.salt_of(tmp_path / "a")
+    assert len(salt) == 64 and deploy.ab_proxy.salt_of(tmp_path / "a") == salt != deploy.ab_proxy.salt_of(tmp_path / "b")
+    assert (tmp_path / "a" / "salt.txt").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "a" / "salt.txt").write_text("")
+    with pytest.raises(SystemExit, match="salt.txt is empty"):
+        deploy.ab_proxy.salt_of(tmp_path / "a")
+
+
 def test_the_proxy_hides_the_arm_keeps_the_log_and_takes_thumbs(deploy, server, tmp_path, monkeypatch):
     from starlette.testclient import TestClient
 

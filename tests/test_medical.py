@@ -275,7 +275,7 @@ def test_a_run_says_what_it_held_out_also_one_of_before_held_out(copied, script,
 def test_packed_and_padded_runs_learn_the_same(copied, environment, tiny_model, tmp_path):
     """Eight rows per step, as 2 x 4 padded ones and as one row of eight laid end to end: step for step the same loss."""
     task = copied("medical")
-    same = ["--model", tiny_model, "--max_steps", 5, "--bf16", "false", "--eval_strategy", "no"]
+    same = ["--model", tiny_model, "--max_steps", 3, "--bf16", "false", "--eval_strategy", "no"]
     same += ["--load_best_model_at_end", "false", "--logging_steps", 1, "--output_dir"]
     ways = {
         "padded": ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4],
@@ -288,7 +288,7 @@ def test_packed_and_padded_runs_learn_the_same(copied, environment, tiny_model, 
         assert process.returncode == 0, output
         seen[name] = losses(tmp_path / name)
     assert seen["padded"] == pytest.approx(seen["packed"], rel=2e-4)
-    assert len(set(seen["padded"].values())) == 5
+    assert len(set(seen["padded"].values())) == 3
 
 
 @pytest.mark.slow
