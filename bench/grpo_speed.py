@@ -398,7 +398,7 @@ def slopes(args, engine, trainer):
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.data.normal_(0, size)
-        trainer.state.global_step = 0  # a multiple of CHECK
+        trainer.state.global_step = 0  # a multiple of beside.CHECK
         for merge in ("random", "nearest"):
             before, start = [each.detach().clone() for each in frozen], now()
             engine.sync(trainer) if merge == "random" else stock(vllm)

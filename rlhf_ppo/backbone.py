@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from common import adapters, device, hub, models
-from common.answers import generate
+from common.answers import end_tokens, generate
 from common.finite import check_weights
 from common.hub import choose_quantization
 from common.speed import graph
@@ -133,13 +133,17 @@ def response_logprobs(model, prompts, responses, pad, temperature, entropy=False
 # -- answers
 
 
-def answers_of(model, adapter, tokenizer, prompts, max_new_tokens, batch_size=64, **sampling):
+def answers_of(model, adapter, tokenizer, prompts, max_new_tokens, batch_size=64, sampler=None, **sampling):
     """Token ids of one answer to each prompt by an adapter of the model, or by the SFT model (adapter None).
 
-    sampling: WHOLE, or another temperature with its top_k and top_p; nothing: greedy.
+    sampling: WHOLE, or another temperature with its top_k and top_p; nothing: greedy. sampler: vLLM (sampler.py), which
+    samples whole distributions only.
     """
     with model.disable_adapter() if adapter is None else contextlib.nullcontext():
         if adapter is not None:
             model.set_adapter(adapter, inference_mode=True)
+        if sampler:
+            ends = end_tokens(model, tokenizer)
+            return sampler.write(model, adapter, prompts, max_new_tokens, sampling.get("temperature", 0.0), ends)
         how = dict(return_ids=True, decode=graph.decode) | sampling
         return generate(model, tokenizer, prompts, max_new_tokens, batch_size, **how)

@@ -11,7 +11,9 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import sampler
 from common import models
 from common.cli import arg, parse
 from common.files import text_table, write_json
@@ -37,6 +39,7 @@ DEMO = dict(model=DEMO_MODEL, data=str(HERE / "sample" / "pairs.jsonl"), n=4, pr
 @dataclass
 class Args(LoopArgs, DataArgs):
     reward: str | None = arg(None, "the reward model's folder (default: the newest run of train_reward.py)")
+    rollouts: Literal["auto", "vllm", "hf"] = arg("auto", "auto: vLLM where it is installed and fits, else our decoder")
 
 
 def kl_of(n):
@@ -70,14 +73,15 @@ def curve(groups, others=None):
     ]
 
 
-def sample(model, head, reward, tokenizer, prompts, n, max_new_tokens, temperature=1.0, eos_penalty=1.0, batch_size=64):
-    """n answers of the SFT model to each prompt: (token ids, scores minus the EOS penalty), lists of lists."""
+def sample(model, head, reward, tokenizer, prompts, n, new, temperature=1.0, eos_penalty=1.0, batch_size=64, vllm=None):
+    """n answers of the SFT model to each prompt, `new` tokens at most: (token ids, scores minus the EOS penalty), lists of
+    lists. vllm: who writes them where vLLM does, of sampler.opened."""
     from backbone import WHOLE, answers_of
     from scoring import judge
 
     many = [prompt for prompt in prompts for _ in range(n)]
-    how = WHOLE | dict(temperature=temperature)
-    ids = answers_of(model, None, tokenizer, many, max_new_tokens, batch_size, **how)
+    how = WHOLE | dict(temperature=temperature, sampler=vllm)
+    ids = answers_of(model, None, tokenizer, many, new, batch_size, **how)
     scores = judge(model, head, reward, tokenizer, many, ids)
     scores = [s - eos_penalty * (i[-1:] != [tokenizer.eos_token_id]) for s, i in zip(scores, ids, strict=True)]
     cuts = range(0, len(many), n)
@@ -86,6 +90,7 @@ def sample(model, head, reward, tokenizer, prompts, n, max_new_tokens, temperatu
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, argv=argv)
+    sampler.check(args)
     path, reward = ready(args)
     _, eval_pairs = load_splits(args)
     tokenizer = models.load_tokenizer(path)
@@ -94,7 +99,8 @@ def main(argv=None) -> Path:
 
     from transformers import set_seed
 
-    from backbone import add_adapter, load_backbone  # torch is loaded from here on: what can be wrong has been said
+    # torch is loaded from here on: what can be wrong has been said
+    from backbone import add_adapter, compute_dtype, load_backbone
     from common import runs
     from scoring import reward_head, text_of
 
@@ -102,11 +108,14 @@ def main(argv=None) -> Path:
     run = runs.Run(args, stage="best_of_n", inputs=inputs)
     if run.finished:
         return run.folder
-    with run:
+    size = max(map(len, prompts)) + args.max_new_tokens, args.n * len(prompts)
+    found = sampler.choose(args, path, *size)
+    with run, sampler.opened(found, path, compute_dtype(args), *size, args.seed) as vllm:
+        run.note(rollouts=args.rollouts)
         set_seed(args.seed)
         model = add_adapter(load_backbone(path, args), "reward", args.reward).eval()
         head = reward_head(args.reward, model.device)
-        how = args.n, args.max_new_tokens, args.temperature, args.eos_penalty, args.batch_size
+        how = args.n, args.max_new_tokens, args.temperature, args.eos_penalty, args.batch_size, vllm
         ids, scores = sample(model, head, reward, tokenizer, prompts, *how)
         rows = curve(scores)
         write_json(run.folder / "best_of_n.json", [{k: row[k] for k in ("n", "kl", "score")} for row in rows])

@@ -21,8 +21,10 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import best_of_n
+import sampler
 import train_grpo
 import train_ppo
 import train_reward
@@ -77,12 +79,15 @@ STEPS = 4  # optimizer steps on each rollout
 class Args(LoopArgs, DataArgs):
     own_pairs: bool = arg(False, "the reward model learns from --data's own pairs; gold.py is not used at all")
     methods: list[str] = arg(["ppo", "grpo"], "which of ppo, grpo are trained")
+    rollouts: Literal["auto", "vllm", "hf"] = arg(
+        "auto", "auto: vLLM where it is installed and fits measures; the trainings have our decoder"
+    )
     ppo_config: str | None = arg(None, "YAML file with flags of train_ppo.py")
     grpo_config: str | None = arg(None, "YAML file with flags of train_grpo.py")
     reward_config: str | None = arg(None, "YAML file with flags of train_reward.py")
 
 
-def make_pairs(args, path, tokenizer, talks, file):
+def make_pairs(args, path, tokenizer, talks, file, vllm):
     """Answers of the SFT model to each prompt, ranked by gold: {prompt, chosen, rejected} lines in `file`."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -95,7 +100,8 @@ def make_pairs(args, path, tokenizer, talks, file):
     idle = LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=["q_proj"])
     model = get_peft_model(load_backbone(path, args), idle).eval()
     many = [ids for ids in prompt_ids(tokenizer, [{"prompt": talk} for talk in talks]) for _ in range(args.answers)]
-    texts = [text_of(tokenizer, ids) for ids in answers_of(model, None, tokenizer, many, args.max_new_tokens, **WHOLE)]
+    made = answers_of(model, None, tokenizer, many, args.max_new_tokens, sampler=vllm, **WHOLE)
+    texts = [text_of(tokenizer, ids) for ids in made]
     lines = []
     for i, talk in enumerate(talks):
         ranked = sorted((text for text in texts[i * args.answers : (i + 1) * args.answers] if text), key=gold)
@@ -104,7 +110,7 @@ def make_pairs(args, path, tokenizer, talks, file):
     write_lines(file, lines)
 
 
-def measure(model, name, head, reward, tokenizer, prompts, args):
+def measure(model, name, head, reward, tokenizer, prompts, args, vllm):
     """KL, proxy and gold of an adapter's sampled answers to held-out prompts (None: the SFT model), as means.
 
     KL: the mean over answers of log p - log p_ref of their tokens, which is unbiased, with its standard error.
@@ -117,7 +123,7 @@ def measure(model, name, head, reward, tokenizer, prompts, args):
 
     set_seed(args.seed)
     many = [prompt for prompt in prompts for _ in range(args.eval_answers)]
-    ids = answers_of(model, name, tokenizer, many, args.max_new_tokens, **WHOLE)
+    ids = answers_of(model, name, tokenizer, many, args.max_new_tokens, sampler=vllm, **WHOLE)
     eos, pad, kls = tokenizer.eos_token_id, tokenizer.pad_token_id, []
     for start in range(0, len(many) if name else 0, 16):
         batch = many[start : start + 16], ids[start : start + 16]
@@ -150,6 +156,7 @@ def train_policies(args, data, reward):
     common += ["--reward", str(reward), "--learning_rate", str(args.learning_rate), "--show_answers", "2"]
     common += ["--max_prompt_length", str(args.max_prompt_length), "--max_pairs", str(args.max_pairs)]
     common += ["--eval_ratio", str(args.eval_ratio), "--split_seed", str(args.split_seed)]
+    common += ["--rollouts", "hf"]  # an engine for each training would take longer to start than these rollouts
     for seed in range(args.seed, args.seed + args.seeds):
         mine = [*common, "--seed", str(seed)]
         if "ppo" in args.methods:
@@ -211,6 +218,7 @@ def main(argv=None) -> Path:
         (train_grpo, "trl:GRPOConfig", args.grpo_config),
     )
     check_quantization(args)
+    sampler.check(args)
     if args.own_pairs and not args.data:
         raise SystemExit("--own_pairs needs --data FILE: the pairs that the reward model learns from.")
     if not args.eval_prompts or not args.eval_answers:
@@ -222,7 +230,7 @@ def main(argv=None) -> Path:
         talks = fitting[0]
 
     import plots  # torch is loaded from here on: what can be wrong above has been said
-    from backbone import add_adapter, load_backbone
+    from backbone import add_adapter, compute_dtype, load_backbone
     from common import runs
     from scoring import reward_head, text_of
 
@@ -230,10 +238,13 @@ def main(argv=None) -> Path:
     run = runs.Run(args, stage="compare", inputs=inputs, marker=None)
     if run.finished:
         return run.folder
-    with run:
+    size = args.max_prompt_length + args.max_new_tokens, max(args.n, args.eval_answers) * args.eval_prompts
+    share = sampler.choose(args, path, *size)
+    share = share and (share[0], True)  # it sleeps while policies are trained
+    with run, sampler.opened(share, path, compute_dtype(args), *size, args.seed) as vllm:
         data = Path(args.data) if args.own_pairs else run.folder / "pairs.jsonl"
         if not data.exists():
-            make_pairs(args, path, tokenizer, talks, data)
+            make_pairs(args, path, tokenizer, talks, data, vllm)
             device.empty_cache()
         reward_folder = train_judge(args, data)
         reward, ids = read_reward(reward_folder, path), held_out(args, data, tokenizer)
@@ -255,8 +266,9 @@ def main(argv=None) -> Path:
         if not best:
             model, head = judged()
             start = {"method": "sft", "seed": args.seed, "update": 0}
-            rows.append(start | measure(model, None, head, reward, tokenizer, ids, args))
-            answers, scores = best_of_n.sample(model, head, reward, tokenizer, ids, args.n, args.max_new_tokens)
+            rows.append(start | measure(model, None, head, reward, tokenizer, ids, args, vllm))
+            how = ids, args.n, args.max_new_tokens
+            answers, scores = best_of_n.sample(model, head, reward, tokenizer, *how, vllm=vllm)
             golds = [[gold(text_of(tokenizer, each)) for each in group] for group in answers]
             for row in best_of_n.curve(scores, golds):
                 best.append({"n": row["n"], "kl": row["kl"], "proxy": row["score"], "gold": row["other"]})
@@ -269,7 +281,7 @@ def main(argv=None) -> Path:
                 if update in done:
                     continue
                 model = add_adapter(model, "policy", adapter).eval()
-                found = measure(model, "policy", head, reward, tokenizer, ids, args)
+                found = measure(model, "policy", head, reward, tokenizer, ids, args, vllm)
                 model.delete_adapter("policy")
                 rows.append({"method": method, "seed": seed, "update": update} | found)
                 print(

@@ -28,16 +28,24 @@ def show_estimate(args):
     fit.estimate(args, "max_new_tokens", work=work, micro="micro_batch_size", most=minibatch_size(args))
 
 
-def rows_at_once(path, length, most, args):
+def work_beside(args, length):
+    """What PPO's update takes beside vLLM, as arguments of fit.needs: with as few answers at once as are still fast."""
+    more = dict(r=args.lora_r, checkpointing=args.gradient_checkpointing, code="plain")
+    return update_needs(args, length, args.micro_batch_size or min(8, minibatch_size(args))) | more
+
+
+def rows_at_once(path, length, most, args, found=None):
     """PPO's largest micro-batch, up to `most`, that fits the GPU by --estimate's formula; without a GPU 8.
 
-    length: of the longest prompt with its answer. Raises SystemExit if not even one row fits.
+    length: of the longest prompt with its answer. found: vLLM's share of the card and whether it gives that back for the
+    update, or None. Raises SystemExit if not even one row fits.
     """
     import torch
 
     if not torch.cuda.is_available():
         return 8
     shape, total = fit.shape_of(path), device.card_bytes()
+    total *= 1 - found[0] if found and not found[1] else 1
 
     def size(four_bit, checkpointing, rows):
         more = update_needs(args, length, rows) | dict(r=args.lora_r, code="plain")

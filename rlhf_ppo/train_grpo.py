@@ -19,7 +19,9 @@ Override anything:  python train_grpo.py --model MODEL --reward RUN --num_genera
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
+import engine
 from common import contract, models
 from common.cli import LINEAR, arg, parse, trainer_config
 from common.paths import DEMO_MODEL, TASK_DIR, command
@@ -41,6 +43,7 @@ DEFAULTS = dict(
     lr_scheduler_type="constant",
     beta=0.05,  # price of KL, in the loss; the scores are normalised as PPO's
     loss_type="dapo",  # mean over the batch's tokens: a long answer is not excused by its length
+    vllm_importance_sampling_mode="token_truncate",  # p / p_vLLM per token; a sequence's is mostly rounding errors
     max_grad_norm=1.0,
     eos_penalty=1.0,  # off the score of an answer without an end: it must not pay to be cut off
     lora_r=16,
@@ -73,6 +76,16 @@ class Args(BackboneArgs, DataArgs):
     lora_r: int = arg(16, "rank of the LoRA update")
     lora_alpha: int = arg(16, "the update is scaled by lora_alpha / lora_r")
     show_answers: int = arg(4, "held-out prompts answered before and after")
+    rollouts: Literal["auto", "vllm", "hf"] = arg("auto", "auto: vLLM where it is installed and fits, else our decoder")
+
+
+def work(args):
+    """What a micro-batch takes, as arguments of fit.needs."""
+    rows, new = args.per_device_train_batch_size, args.max_completion_length
+    length = args.max_prompt_length + new
+    # TRL has the logits of a micro-batch and their gradient in float32. The reward model's adapter is not trained.
+    cached = rows * args.gradient_accumulation_steps * length
+    return dict(tokens=rows * length, logits=8 * rows * new, cached=cached, adapter=16 + 4)
 
 
 def learned_reward(model, head, reward, tokenizer, eos_penalty):
@@ -94,14 +107,17 @@ def learned_reward(model, head, reward, tokenizer, eos_penalty):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, "trl:GRPOConfig", argv)
+    args.backend = "hf"  # three adapters take turns here, which is PEFT's way
     check_quantization(args)
+    if args.rollouts == "vllm" and (reason := engine.refusal(args)):
+        raise SystemExit(f"--rollouts vllm: {reason}.")
     train_pairs, eval_pairs = load_splits(args)
     path, reward = ready(args)
     tokenizer = models.load_tokenizer(path)
     prompts, prompt_ids = encode_prompts(train_pairs, tokenizer, args.max_prompt_length, "training prompts")
     shown, ids = encode_prompts(eval_pairs[: args.show_answers], tokenizer, args.max_prompt_length, "held-out prompts")
 
-    args.backend = "hf"  # three adapters take turns here, which is PEFT's way
+    engine.choose(args, path, work(args))
     config = trainer_config(args)  # torch is loaded from here on: what can be wrong above has been said
     from datasets import Dataset
     from peft import LoraConfig
@@ -131,7 +147,7 @@ def main(argv=None) -> Path:
         lora_config = LoraConfig(
             task_type="CAUSAL_LM", r=args.lora_r, lora_alpha=args.lora_alpha, target_modules=LINEAR
         )
-        rewards = []  # filled below: the callable needs the model that the trainer makes
+        rewards, rollout = [], Rollout()  # filled below: the callable needs the model that the trainer makes
 
         def learned_score(**batch):
             return rewards[0](**batch)
@@ -143,9 +159,11 @@ def main(argv=None) -> Path:
             train_dataset=dataset,
             processing_class=tokenizer,
             peft_config=lora_config,  # so the reference is the backbone with adapters off
-            rollout_func=Rollout(),  # PPO and GRPO sample alike
+            rollout_func=rollout,  # PPO and GRPO sample alike
             callbacks=[runs.GradientGuard(), Watcher(run)],
         )
+        if args.use_vllm:
+            engine.start(trainer, rollout)
         trainer.remove_callback(PrinterCallback)  # thirty numbers per step: they are in metrics.jsonl
         model = add_adapter(trainer.model, "reward", args.reward)
         model.set_adapter("default")

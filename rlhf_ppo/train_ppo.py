@@ -12,6 +12,9 @@ One update: (1) sample answers; (2) reward of token t: r_t = -kl_coef (log p(t) 
 score of the answer; (3) advantages by GAE: how much better than the value model expected; (4) some passes over these
 samples that make better-than-expected tokens likelier, clipped where a token's probability has changed by over 20%.
 
+Where vLLM samples (--rollouts), rho in (4) is still p / p_old, both of the training's forward pass, so that it begins at 1; what
+vLLM's q is off from p_old weighs each token's loss by min(p_old / q, 3) (sampler.py says why).
+
 Read from top to bottom: the formulas, the backbone, the rollout, the update, the loop.
 
 One GPU:            python train_ppo.py --model outputs/rlhf_ppo/merged/RUN --reward outputs/rlhf_ppo/reward/RUN
@@ -26,12 +29,14 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import sampler
 from common import contract, device, models
 from common.cli import LINEAR, arg, parse
 from common.paths import DEMO_MODEL, TASK_DIR, command
 from data import DataArgs, encode_prompts, load_splits, prompts_of_update
-from estimate import minibatch_size, rows_at_once, show_estimate
+from estimate import minibatch_size, rows_at_once, show_estimate, work_beside
 from prompt import cut_at_eos, rm_ids
 from stage import LoopArgs, check_quantization, fingerprint, ready, show_course, show_examples, tidy
 
@@ -81,6 +86,7 @@ class Args(LoopArgs, DataArgs):
     reward: str | None = arg(None, "the reward model's folder (default: the newest run of train_reward.py)")
     gradient_checkpointing: bool = arg(False, "keep a layer's input only and compute it again: less memory, slower")
     show_answers: int = arg(4, "held-out prompts answered before and after")
+    rollouts: Literal["auto", "vllm", "hf"] = arg("auto", "auto: vLLM where it is installed and fits, else our decoder")
     estimate: bool = arg(False, "print which cards the run fits on, what would make it fit, and end")
 
 
@@ -171,7 +177,7 @@ class Backbone:
         from common.speed import lora
         from scoring import reward_head
 
-        self.guard = GradientGuard()
+        self.guard, self.sampler = GradientGuard(), None  # sampler: vLLM, where main() has opened it
         set_seed(args.seed)  # LoRA's A is random
         # Dropout 0: with it the same tokens would have other log-probabilities in the update than in the rollout.
         shared = dict(task_type="CAUSAL_LM", lora_dropout=0.0, target_modules=LINEAR)
@@ -246,7 +252,7 @@ def rollout(backbone, tokenizer, prompts, args, kl_coef):
     began, model = time.time(), backbone.model.eval()
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     # The whole distribution: with top_k or top_p the sampled one would not be the one that is scored.
-    how = WHOLE | dict(temperature=args.temperature)
+    how = WHOLE | dict(temperature=args.temperature, sampler=backbone.sampler)
     responses = answers_of(model, "policy", tokenizer, prompts, args.max_new_tokens, len(prompts), **how)
     responses = [cut_at_eos(response, eos) for response in responses]
     sampled = time.time() - began
@@ -289,9 +295,15 @@ def rollout(backbone, tokenizer, prompts, args, kl_coef):
     metrics = {name: value.item() for name, value in metrics.items()}
     real = mask.bool()
     metrics["explained_variance"] = explained_variance(values[real], returns[real])
-    metrics |= {"s_generate": sampled, "s_rollout": time.time() - began, "tokens_per_s": lengths.sum().item() / sampled}
+    told = prompts, responses, logprobs, mask, args.temperature, pad, args.micro_batch_size
+    correction, seen = sampler.correction(backbone.sampler, model, *told)  # p_old / q: vLLM samples from q
+    metrics |= seen | {
+        "s_generate": sampled,
+        "s_rollout": time.time() - began,
+        "tokens_per_s": lengths.sum().item() / sampled,
+    }
     made = dict(prompts=prompts, responses=responses, mask=mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
-    made |= dict(values=values, rewards=rewards, returns=returns, scores=scores, metrics=metrics)
+    made |= dict(values=values, rewards=rewards, returns=returns, scores=scores, metrics=metrics, correction=correction)
     return made | {"advantages": whiten(advantages, mask)}
 
 
@@ -341,7 +353,8 @@ def minibatch_gradients(backbone, roll, minibatch, pad, args, policy_on=True):
     for rows in batches if policy_on else ():
         texts, noted = part(rows)
         logprobs, old = response_logprobs(backbone.model, *texts, pad, args.temperature), noted("logprobs")
-        loss = policy_losses(logprobs, old, noted("advantages"), args.clip).sum() / tokens
+        losses = policy_losses(logprobs, old, noted("advantages"), args.clip)
+        loss = (noted("correction") * losses).sum() / tokens
         loss.backward()
         d = (logprobs - old).detach()
         ratio = d.exp()
@@ -435,6 +448,7 @@ def main(argv=None) -> Path:
     if args.estimate:
         return show_estimate(args)
     check_quantization(args)
+    sampler.check(args)
     train_pairs, eval_pairs = load_splits(args)
     path, reward = ready(args)
     tokenizer = models.load_tokenizer(path)
@@ -443,6 +457,7 @@ def main(argv=None) -> Path:
 
     from backbone import save_adapter  # torch is loaded from here on: what can be wrong above has been said
     from common import runs
+    from engine import make_room
     from scoring import examples
 
     inputs = {"model": fingerprint(path), "reward": reward, "data": runs.digest(prompts)}
@@ -451,9 +466,10 @@ def main(argv=None) -> Path:
         return run.folder
     # After the identity is taken: a run may go on on another card, with other pieces of the same batch.
     longest = max(map(len, prompts)) + args.max_new_tokens
-    args.micro_batch_size = args.micro_batch_size or rows_at_once(path, longest, minibatch_size(args), args)
+    found = sampler.choose(args, path, longest, args.rollout_size, **work_beside(args, longest))
+    args.micro_batch_size = args.micro_batch_size or rows_at_once(path, longest, minibatch_size(args), args, found)
     with run:
-        run.note(micro_batch_size=args.micro_batch_size)
+        run.note(micro_batch_size=args.micro_batch_size, rollouts=args.rollouts)
         backbone = Backbone(path, args.reward, reward, args)
         sizes = [
             sum(p.numel() for p in each.values()) for each in (backbone.policy_parameters, backbone.value_parameters)
@@ -467,7 +483,11 @@ def main(argv=None) -> Path:
         show = backbone.model, "policy", backbone.head, reward, tokenizer, ids, args.max_new_tokens
         if not run.checkpoint:
             run.note(before=examples(*show))
-        train(backbone, tokenizer, prompts, args, run)
+        make_room(backbone.model)
+        with sampler.opened(found, path, backbone.model.dtype, longest, args.rollout_size, args.seed, True) as vllm:
+            backbone.sampler = vllm
+            train(backbone, tokenizer, prompts, args, run)
+            backbone.sampler = None
         save_adapter(backbone.model, "policy", tokenizer, run.folder)
         run.note_weights(backbone.model)
         contract.write(run.folder, TASK_DIR.name, tokenizer, run.record, inputs["model"])

@@ -14,17 +14,23 @@ on from tokens that it did not write. The loop knows one function only,
 
 prompts: lists of token ids. max_new: most new ids of each. min_new: of all, 0 or 1 (1: no stop token at once, or a Wait
 would be ignored). stop: the set of ids that end a text. Returns a list of ids per prompt, a stop token as the last where it
-stopped. hf_engine and vllm_engine below are two such functions; the tests' third is a list of texts.
+stopped; none that the tokenizer does not know, which a model's wider matrix can draw. hf_engine and vllm_engine below are two
+such functions; the tests' third is a list of texts.
 """
 
 import functools
+import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import device, models
 from common.files import read_json
+from common.hub import weight_bytes
 from prompt import answer_text
 
+WORK = 3e9  # bytes that vLLM takes beside the weights, a small cache among them
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA, that vLLM 0.26 takes
 PIECE = 128  # tokens that a batch writes before those that have ended leave it
 # The paper compares with "class-conditional" control: a short, middle or long class is asked for in words, and the
 # model may or may not comply. These are the same three classes as budgets, which it cannot exceed.
@@ -51,7 +57,7 @@ def context_of(path) -> int | None:
 
 
 def check_context(prompts, budget, mark, context):
-    """Stop where prompt + thinking + closing + answer could grow over the model's context."""
+    """Stop where prompt + thinking + closing + answer could grow over the model's context. Returns their tokens."""
     longest = max(map(len, prompts), default=0)
     needed = longest + len(mark.open) + budget.max_think + len(mark.newline + mark.forced) + budget.max_answer
     if context and needed > context:
@@ -59,25 +65,28 @@ def check_context(prompts, budget, mark, context):
             f"the longest prompt ({longest} tokens), {budget.max_think} of thinking and {budget.max_answer} of answer need "
             f"{needed} tokens, and the model has {context}. Lower --max_think."
         )
+    return needed
 
 
 def force(gen, prompts, mark, budget, watch=lambda event, row, ids: None):
-    """Think within a budget, then answer. Returns a dict per prompt:
+    """Think within a budget, then answer. budget: of all prompts, or a list with each one's. Returns a dict per prompt:
 
     think: ids, the injected Waits among them. waits: where in think each begins. reason: "stop" or "length".
     answer: ids without the end token. ended: whether the answer did. watch is called with "open", "wait", "close" as
     it happens.
     """
-    if budget.max_think < 0 or budget.num_ignore < 0 or budget.max_answer < 1:
-        raise SystemExit(f"{budget}: no number may be negative, and an answer takes a token at least.")
+    budgets = budget if isinstance(budget, list) else [budget] * len(prompts)
+    for each in budgets:
+        if each.max_think < 0 or each.num_ignore < 0 or each.max_answer < 1:
+            raise SystemExit(f"{each}: no number may be negative, and an answer takes a token at least.")
     made = [{"think": [], "waits": [], "reason": "length"} for _ in prompts]
     opened = [prompt + mark.open for prompt in prompts]
-    live = range(len(prompts)) if budget.max_think else ()
+    live = [n for n, each in enumerate(budgets) if each.max_think]
     for n in live:
         watch("open", n, mark.open)
     min_new = 0
     while live:
-        left = [budget.max_think - len(made[n]["think"]) for n in live]
+        left = [budgets[n].max_think - len(made[n]["think"]) for n in live]
         written = gen([opened[n] + made[n]["think"] for n in live], left, min_new, mark.stop)
         going_on = []
         for n, ids in zip(live, written, strict=True):
@@ -86,9 +95,9 @@ def force(gen, prompts, mark, budget, watch=lambda event, row, ids: None):
             row["think"] += ids[:-1] if stopped else ids
             if not stopped:
                 continue
-            if len(row["waits"]) == budget.num_ignore:
+            if len(row["waits"]) == budgets[n].num_ignore:
                 row["reason"] = "stop"
-            elif len(row["think"]) + len(mark.wait) < budget.max_think:  # else no token would be left to think with
+            elif len(row["think"]) + len(mark.wait) < budgets[n].max_think:  # else no token would be left to think with
                 row["waits"].append(len(row["think"]))
                 row["think"] += mark.wait
                 going_on.append(n)
@@ -103,7 +112,8 @@ def force(gen, prompts, mark, budget, watch=lambda event, row, ids: None):
         watch("close", n, close)
         closed.append(opened[n] + row["think"] + close)
     # A turn that begins ends the answer as well: small models, once cut off, tend to start over.
-    for row, ids in zip(made, gen(closed, [budget.max_answer] * len(closed), 0, mark.stop), strict=True):
+    answers = gen(closed, [each.max_answer for each in budgets], 0, mark.stop)
+    for row, ids in zip(made, answers, strict=True):
         row["ended"] = bool(ids) and ids[-1] in mark.stop
         row["answer"] = ids[:-1] if row["ended"] else ids
     return made
@@ -139,7 +149,7 @@ def hf_engine(
 
     cuda = model.device.type == "cuda" and streamer is None and not device.sharded()
     recorded = decode and (by_steps or cuda and backend == "hf")
-    pad = tokenizer.pad_token_id
+    pad, known = tokenizer.pad_token_id, len(tokenizer)
 
     def padded(prompts):
         """(ids, mask): a decoder goes on from the last position, so padding stands on the left."""
@@ -201,41 +211,81 @@ def hf_engine(
                     for n, room, row in zip(batch, left, rows, strict=True):
                         made[n] += cut(row, stop)[: min(most, room)]
                 live, min_new = [n for n in live if made[n][-1] not in stop and len(made[n]) < max_new[n]], 0
-        return made
+        return [[token for token in row if token < known] for row in made]
 
     return gen
 
 
-def vllm_engine(path, adapter, seed=0):
-    """A function temperature -> gen() by vLLM 0.26, the adapter beside the base. Written from its documentation, not run
-    by us.
+def choose_engine(args, path):
+    """The share of the card that vLLM takes, or None where transformers writes; says why in a line."""
+    import torch
 
-    Prefixes are cached, so that going on after a Wait does not read the question and the thinking again.
+    if args.engine == "hf":
+        return None
+    cuda, reason, share = torch.cuda.is_available(), None, 0.0
+    if importlib.util.find_spec("vllm") is None:
+        reason = "vLLM is not installed (pip install --no-deps -r requirements-vllm.txt)"
+    elif not cuda:
+        reason = f"it needs an NVIDIA GPU. {device.no_cuda()}"
+    elif args.quantization == "4bit" or args.backend == "unsloth":
+        reason = "it has the weights in 16 bits, and its own kernels (--quantization, --backend)"
+    else:
+        (free, card), weights = torch.cuda.mem_get_info(), weight_bytes(path, False)
+        share = min(0.9, int(100 * (free - 1e9) / card) / 100)
+        if weights + WORK > share * card:
+            reason = f"{weights / 1e9:.1f} GB of weights and a cache do not fit in {free / 1e9:.0f} GB"
+    if args.engine == "vllm" and reason:
+        raise SystemExit(f"--engine vllm: {reason}.")
+    if reason and cuda:
+        print(f"without vLLM: {reason}")
+    return None if reason else share
+
+
+def vllm_engine(path, adapter, tokenizer, length, rows=256, share=0.9, seed=0):
+    """A function temperature -> gen() by vLLM 0.26, the adapter beside the base.
+
+    length: most tokens of a text, prompt and all. rows: texts at once; one that has ended makes room for the next, so that
+    budgets of all sizes go together. share: of the card's memory. Prefixes are cached: going on after a Wait, or with another
+    budget, does not read the question and the thinking again.
     """
-    from vllm import LLM, SamplingParams
-    from vllm.inputs import TokensPrompt
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # else it reports the machine and the model to its makers
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the card was looked at: no fork from here
+    from vllm import LLM
     from vllm.lora.request import LoRARequest
 
-    rank = max(8, read_json(adapter / "adapter_config.json")["r"])
-    engine = LLM(model=str(path), enable_prefix_caching=True, seed=seed, enable_lora=True, max_lora_rank=rank)
-    request = LoRARequest("tuned", 1, str(adapter))
-    known = len(engine.get_tokenizer())
+    rank = read_json(adapter / "adapter_config.json")["r"]
+    if rank > RANKS[-1]:
+        raise SystemExit(f"{adapter}: vLLM knows LoRA ranks up to {RANKS[-1]}, this one is {rank}. Take --engine hf.")
+    llm = LLM(
+        model=str(path),
+        skip_tokenizer_init=True,  # ids in, ids out
+        max_model_len=length,
+        max_num_seqs=rows,
+        gpu_memory_utilization=share,
+        enable_prefix_caching=True,
+        enable_lora=True,
+        max_lora_rank=next(known for known in RANKS if known >= rank),
+        seed=seed,
+    )
+    return by_vllm(llm, LoRARequest("tuned", 1, str(adapter)), len(tokenizer))
+
+
+def by_vllm(llm, request, known):
+    """A function temperature -> gen(). llm: a vllm.LLM; request: its LoRARequest, or None; known: tokens of the tokenizer."""
+    import torch
+    from vllm import SamplingParams
 
     def gen(prompts, max_new, min_new, stop, temperature):
+        # Each text has a seed of its own, drawn from torch's generator; only our stop tokens end one.
+        seeds = torch.randint(2**31, (len(prompts),)).tolist() if temperature else [None] * len(prompts)
+        same = dict(temperature=temperature, stop_token_ids=sorted(stop), ignore_eos=True, detokenize=False)
         how = [
-            SamplingParams(
-                temperature=temperature,
-                top_p=1.0,
-                max_tokens=most,
-                min_tokens=min(min_new, most),  # guards stop_token_ids; it would not guard stop strings
-                stop_token_ids=sorted(stop),
-                skip_special_tokens=False,
-            )
-            for most in max_new
+            SamplingParams(max_tokens=most, min_tokens=min(min_new, most), seed=seed, **same)
+            for most, seed in zip(max_new, seeds, strict=True)
         ]
-        inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
-        outputs = engine.generate(inputs, how, lora_request=request, use_tqdm=False)
-        # A model's matrix may have more rows than its tokenizer has tokens, and sampling can hit one of them.
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = llm.generate(inputs, how, lora_request=request, use_tqdm=False)
         return [[token for token in output.outputs[0].token_ids if token < known] for output in outputs]
 
     return lambda temperature: functools.partial(gen, temperature=temperature)

@@ -21,7 +21,7 @@ from typing import Literal
 
 import scaling
 
-from budget import Budget, check_context, context_of, force, hf_engine, vllm_engine
+from budget import Budget, check_context, choose_engine, context_of, force, hf_engine, vllm_engine
 from common import device, models
 from common.cli import ModelArgs, arg, parse
 from common.files import write_json, write_lines
@@ -51,7 +51,7 @@ class Args(ModelArgs):
     max_answer: int = arg(32, "longest answer, in tokens")
     temperature: float = arg(0.7, "of the samples that vote; everything else is greedy")
     batch_size: int = arg(256, "answers written at once")
-    engine: Literal["hf", "vllm"] = arg("hf", "vllm must be installed; not run by us")
+    engine: Literal["auto", "vllm", "hf"] = arg("auto", "auto: vLLM where it is installed and fits, else transformers")
     seed: int = arg(42, "of the samples and of the resampling for the intervals")
     merge: list[str] | None = arg(None, "result folders of several trainings: their mean, in one figure")
 
@@ -72,10 +72,11 @@ def numbers(text, name, least=0):
     return found
 
 
-def measure(gen_of, tokenizer, mark, rows, args):
+def measure(gen_of, tokenizer, mark, rows, args, together=False):
     """One dict per run: kind, budget, and lists with a place for each question.
 
-    gen_of(temperature) -> gen. Runs: caps, refused ends, votes. tokens of a vote are those of all its samples.
+    gen_of(temperature) -> gen. Runs: caps, refused ends, votes. tokens of a vote are those of all its samples. together:
+    caps and refused ends in one batch, for an engine where a text that has ended makes room for the next (vLLM).
     """
     prompts = prompt_ids(tokenizer, rows)
     golds = [gold_of(row) for row in rows]
@@ -83,8 +84,7 @@ def measure(gen_of, tokenizer, mark, rows, args):
     def answer(row):
         return answer_text(tokenizer, row["answer"])
 
-    def run(kind, name, max_think, num_ignore):
-        made = force(greedy, prompts, mark, Budget(max_think, num_ignore, args.max_answer))
+    def run(kind, name, max_think, num_ignore, made):
         return {
             "kind": kind, "name": name, "most": max_think, "ignore": num_ignore,
             "tokens": [len(row["think"]) for row in made],
@@ -94,13 +94,17 @@ def measure(gen_of, tokenizer, mark, rows, args):
             "texts": [tokenizer.decode(row["think"]) + " => " + answer(row) for row in made],
         }  # fmt: skip
 
-    greedy, runs = gen_of(0.0), []
-    for cap in numbers(args.caps, "caps"):
-        if cap < args.max_think:
-            runs.append(run("cap", f"at most {cap}", cap, 0))
-            say(runs[-1])
-    for ignore in numbers(args.ignores, "ignores"):
-        runs.append(run("wait", f"{ignore} Waits", args.max_think, ignore))
+    greedy, runs, size = gen_of(0.0), [], len(prompts)
+    asked = [("cap", f"at most {cap}", cap, 0) for cap in numbers(args.caps, "caps") if cap < args.max_think]
+    asked += [("wait", f"{n} Waits", args.max_think, n) for n in numbers(args.ignores, "ignores")]
+    budgets = [[Budget(most, ignore, args.max_answer)] * size for _, _, most, ignore in asked]
+    if together:
+        whole = force(greedy, prompts * len(asked), mark, sum(budgets, []))
+        made = (whole[start : start + size] for start in range(0, len(whole), size))
+    else:
+        made = (force(greedy, prompts, mark, each) for each in budgets)
+    for what, texts in zip(asked, made, strict=True):
+        runs.append(run(*what, texts))
         say(runs[-1])
     most = numbers(args.votes, "votes")[-1]
     if most:
@@ -154,25 +158,32 @@ def main(argv=None):
         raise SystemExit(f"{source}: no question with an answer to compare with.")
     tokenizer = models.load_tokenizer(run.adapter)
     mark = marks(tokenizer)
-    check_context(prompt_ids(tokenizer, rows), Budget(args.max_think, 0, args.max_answer), mark, context_of(run.base))
+    longest = Budget(args.max_think, 0, args.max_answer)
+    length = check_context(prompt_ids(tokenizer, rows), longest, mark, context_of(run.base))
     from transformers import set_seed
 
     from common.speed import graph
 
     set_seed(args.seed)
-    if args.engine == "vllm":
-        engines = vllm_engine(run.base, run.adapter, args.seed)
+    share = choose_engine(args, run.base)
+    if share:
+        engines = vllm_engine(run.base, run.adapter, tokenizer, length, args.batch_size, share, args.seed)
     else:
         model = models.load_run(run, args)[0]
 
         def engines(temperature):
             return hf_engine(model, tokenizer, args.backend, args.batch_size, temperature, decode=graph.decode)
 
-    runs = measure(engines, tokenizer, mark, rows, args)
+    runs = measure(engines, tokenizer, mark, rows, args, together=bool(share))
     found = scaling.summary(runs, rows, args.seed)
     asked = hashlib.sha256("\n".join(row["question"] for row in rows).encode()).hexdigest()
     facts = {"adapter": str(run.adapter), "data": source, "questions": len(rows), "questions_sha256": asked}
-    facts |= {"max_think": args.max_think, "temperature of votes": args.temperature, "seed": args.seed}
+    facts |= {
+        "engine": "vllm" if share else "hf",
+        "max_think": args.max_think,
+        "temperature of votes": args.temperature,
+        "seed": args.seed,
+    }
     out = Path(args.out or run.adapter / "evaluation_results")
     out.mkdir(parents=True, exist_ok=True)
     told = [{name: value for name, value in each.items() if name != "texts"} for each in runs]

@@ -4,7 +4,7 @@ The default:     python infer.py
 Twice "Wait":    python infer.py --num_ignore 2 --question "What is 87 + 48?"
 Cut off:         python infer.py --max_think 24
 By effort:       python infer.py --effort high
-With vLLM:       python infer.py --engine vllm     (read from vLLM's documentation, not run by us)
+With vLLM:       python infer.py --engine vllm     (without streaming)
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def main(argv=None):
     tokenizer = models.load_tokenizer(run.adapter)
     mark = marks(tokenizer, args.wait)
     prompts = prompt_ids(tokenizer, [{"question": args.question}])
-    check_context(prompts, budget, mark, context_of(run.base))
+    length = check_context(prompts, budget, mark, context_of(run.base))
     print(f"adapter: {run.adapter}\n{args.question}   "
           f"[at most {budget.max_think} thinking tokens, {budget.num_ignore} Waits]")  # fmt: skip
     from transformers import set_seed
@@ -54,7 +54,7 @@ def main(argv=None):
 
     streamer, watch = watcher(mark, tokenizer)
     if args.engine == "vllm":
-        gen = vllm_engine(run.base, run.adapter, args.seed)(args.temperature)
+        gen = vllm_engine(run.base, run.adapter, tokenizer, length, rows=1, seed=args.seed)(args.temperature)
     else:
         model = models.load_run(run, args)[0]
         gen = hf_engine(model, tokenizer, args.backend, 1, args.temperature, streamer)

@@ -180,7 +180,9 @@ def test_a_server_that_is_not_there_and_rows_without_a_question_are_named(deploy
 
 def test_the_salt_is_drawn_once_and_nobody_elses(deploy, tmp_path):
     salt = deploy.ab_proxy.salt_of(tmp_path / "a")
-    assert len(salt) == 64 and deploy.ab_proxy.salt_of(tmp_path / "a") == salt != deploy.ab_proxy.salt_of(tmp_path / "b")
+    assert len(salt) == 64 and deploy.ab_proxy.salt_of(tmp_path / "a") == salt != deploy.ab_proxy.salt_of(
+        tmp_path / "b"
+    )
     assert (tmp_path / "a" / "salt.txt").stat().st_mode & 0o777 == 0o600
     (tmp_path / "a" / "salt.txt").write_text("")
     with pytest.raises(SystemExit, match="salt.txt is empty"):

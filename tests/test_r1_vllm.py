@@ -1,10 +1,10 @@
 """r1_grpo's rollouts by vLLM: whether it is chosen, what it samples from, and the whole way with an engine of transformers."""
 
-import math
+import importlib.util
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
+import fake_vllm
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,77 +17,7 @@ def r1(modules_of):
     return modules_of("r1_grpo", ("data", "prompt", "rewards", "rollout", "warmup", "watch", "engine", "train"))
 
 
-# -- the slope
-
-
-def planted(share, update, noise, rows=12, tokens=60):
-    """(policy, base, sampled, hint) of an engine that has `share` of the update; every log-probability with its own noise."""
-    import torch
-
-    torch.manual_seed(7)
-    made = [], [], [], []
-    for n in range(rows):
-        true, change = -3 * torch.rand(tokens + n), update * torch.randn(tokens + n)
-        values = (true + change, true, true + share * change)
-        for column, each in zip(made[:3], values, strict=True):
-            column.append(each + noise * torch.randn(len(each)))
-        made[3].append(change + noise * (torch.randn(len(change)) - torch.randn(len(change))))
-    return made
-
-
-@pytest.mark.parametrize(
-    ("share", "verdict"), [(0.0, "base"), (0.5, "part"), (1.0, "policy"), (2.0, "other"), (-1.0, "other")]
-)
-def test_the_slope_says_what_share_of_the_update_the_engine_has(r1, share, verdict):
-    found = r1.engine.slope(*planted(share, update=0.3, noise=0.02))
-    assert found["slope"] == pytest.approx(share, abs=0.05) and found["verdict"] == verdict
-    assert found["tokens"] == sum(60 + n for n in range(12)) and found["update"] == pytest.approx(0.3, rel=0.1)
-    assert found["noise"] == pytest.approx(0.02 * math.sqrt(1 + share**2 + (1 - share) ** 2), rel=0.2)
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-@pytest.mark.parametrize("update", [0.0, 0.0005, 0.002])
-def test_an_update_that_is_smaller_than_the_noise_gets_no_verdict(r1, share, update):
-    assert r1.engine.slope(*planted(share, update, noise=0.02))["verdict"] is None
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_rounding_that_base_and_update_share_does_not_pull_the_slope_to_a_half(r1, share):
-    """An update of half the noise: least squares of y on x would say 0.44 and 0.56 for 0 and 1."""
-    import torch
-
-    policy, base, sampled, hint = planted(share, update=0.02, noise=0.04, rows=24, tokens=500)
-    x, y = (torch.cat(each) - torch.cat(base) for each in (policy, sampled))
-    assert (x @ y / (x @ x)).item() == pytest.approx(0.5 + (share - 0.5) / 9, abs=0.03)
-    found = r1.engine.slope(policy, base, sampled, hint)
-    assert abs(found["slope"] - share) < 4 * found["error"] and 0.01 < found["error"] < 0.1
-    assert found["update"] == pytest.approx(0.02, rel=0.1)
-
-
-def test_without_an_adapter_there_is_no_slope_and_unknown_tokens_do_not_count(r1):
-    import torch
-
-    policy, base, sampled, hint = planted(1.0, 0.3, 0.02)
-    assert math.isnan(r1.engine.slope(base, base, sampled, [0 * each for each in hint])["slope"])
-    sampled[0][:10] = math.nan
-    found = r1.engine.slope(policy, base, sampled, hint)
-    assert found["verdict"] == "policy" and found["tokens"] == sum(map(len, base)) - 10
-    assert torch.isnan(sampled[0][:10]).all()
-
-
 # -- whether it is chosen
-
-
-@pytest.mark.parametrize(
-    ("card", "share", "sleeps"),
-    [(80 * GB, 0.25, False), (48 * GB, 0.41, False), (42 * GB, 0.47, True), (24 * GB, None, None)],
-)
-def test_two_copies_of_7b_and_a_step_share_a_card(r1, card, share, sleeps):
-    found = r1.engine.plan(15.2 * GB, 1.2 * GB, 7 * GB, card)
-    assert found == (None if share is None else (share, sleeps))
-    if found:  # what vLLM takes holds its weights and its cache, and the rest holds the trainer
-        assert found[0] * card >= (15.2 + 1.2) * GB + r1.engine.WORK
-        assert (1 - found[0]) * card > 15.2 * GB + (0 if sleeps else 7 * GB)
 
 
 def flags(r1, *argv):
@@ -104,10 +34,8 @@ def card(r1, monkeypatch):
     def has(size):
         import torch
 
-        spec = r1.engine.importlib.util.find_spec
-        monkeypatch.setattr(
-            r1.engine.importlib.util, "find_spec", lambda name: object() if name == "vllm" else spec(name)
-        )
+        spec = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "vllm" else spec(name))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(r1.engine.device, "card_bytes", lambda: size * GB)
         monkeypatch.setattr(r1.engine, "choose_quantization", lambda choice, path: size < 20)
@@ -167,74 +95,11 @@ def test_on_a_cpu_nothing_changes(r1, capsys):
 # -- the policy's weights
 
 
-def test_rounding_at_random_is_right_in_the_mean_and_keeps_what_is_exact(r1):
-    import torch
-
-    draw = torch.Generator().manual_seed(1)
-    weight = torch.cat([torch.randn(500), torch.zeros(5)]).bfloat16()
-    assert torch.equal(r1.engine.round_at_random(weight.float(), torch.bfloat16, draw), weight)
-    last = weight.float().abs() * 2**-7
-    update = 0.1 * last  # to nearest, every one of them is lost
-    assert torch.equal((weight.float() + update).bfloat16(), weight)
-    rounded = [r1.engine.round_at_random(weight.float() + update, torch.bfloat16, draw).float() for _ in range(400)]
-    arrived = (torch.stack(rounded).mean(0) - weight.float()).sum() / update.sum()
-    assert arrived == pytest.approx(1, abs=0.03)
-    assert torch.equal(r1.engine.round_at_random(weight.float() + update, torch.float32, draw), weight.float() + update)
-
-
-class Engine:
-    """What TRL asks of vllm.LLM, by a second model of transformers. Asleep, it forgets its weights, as vLLM does."""
+class Engine(fake_vllm.LLM):
+    """In 16 bits, as the trainer's model is; TRL leaves that to vLLM."""
 
     def __init__(self, model, **how):
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self.how, self.loaded, self.slept = how, [], 0
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
-        runner = SimpleNamespace(model=SimpleNamespace(load_weights=self.load_weights))
-        worker = SimpleNamespace(model_runner=runner)
-        self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=worker))
-
-    def load_weights(self, weights):
-        mine = dict(self.model.named_parameters())
-        names = []
-        for name, value in weights:
-            mine[name].data.copy_(value)
-            names.append(name)
-        self.loaded.append(names)
-
-    def reset_prefix_cache(self):
-        pass
-
-    def sleep(self, level):
-        assert level == 2
-        self.slept += 1
-        for each in self.model.parameters():
-            each.data.zero_()
-
-    def wake_up(self, tags):
-        pass
-
-    def generate(self, prompts, sampling_params, use_tqdm):
-        import torch
-        from engine_of_the_test import logprobs
-
-        made, how = [], sampling_params
-        for prompt in prompts:
-            ids = torch.tensor([prompt["prompt_token_ids"]])
-            with torch.no_grad():
-                row = self.model.generate(
-                    ids, do_sample=True, top_k=0, top_p=1.0, temperature=how.temperature, max_new_tokens=how.max_tokens,
-                    pad_token_id=0,
-                )[0, ids.shape[1] :].tolist()  # fmt: skip
-                scores = logprobs(self.model, ids.tolist(), [row], how.temperature)[0].tolist()
-            told = [{token: SimpleNamespace(logprob=score, rank=1)} for token, score in zip(row, scores, strict=True)]
-            made.append(
-                SimpleNamespace(
-                    prompt_token_ids=ids[0].tolist(), outputs=[SimpleNamespace(token_ids=tuple(row), logprobs=told)]
-                )
-            )
-        return made
+        super().__init__(model, dtype="bfloat16", **how)
 
 
 def characters(completions, **kwargs):
@@ -244,18 +109,15 @@ def characters(completions, **kwargs):
 @pytest.fixture
 def trainer(r1, demo_model, tiny_model, tmp_path, monkeypatch):
     """Makes (trainer, rollout) with TRL's own vLLM code and the engine above: trainer(**config)."""
-    import sys
-
     import torch
     from trl import GRPOConfig, GRPOTrainer
     from trl.generation import vllm_generation
 
     from common.models import load_tokenizer, widen_adapters
 
-    monkeypatch.setitem(sys.modules, "engine_of_the_test", r1.engine)
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
     monkeypatch.setattr(vllm_generation, "LLM", Engine, raising=False)
-    monkeypatch.setattr(vllm_generation, "SamplingParams", SimpleNamespace, raising=False)
+    monkeypatch.setattr(vllm_generation, "SamplingParams", fake_vllm.SamplingParams, raising=False)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # TRL sets them
         monkeypatch.setitem(os.environ, name, "0")
         monkeypatch.delitem(os.environ, name)

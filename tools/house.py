@@ -18,7 +18,7 @@ from sync_common import ROOT, closure, tasks
 READ = {"paths", "tokens", "device", "cli", "models", "answers", "demo_model"}
 DATA = {"text", "tables", "rows", "grading"}
 GUARD = {"files", "settings", "hub", "adapters", "finite", "contract", "runs", "report", "rehearse", "trackers"}
-SPEED = {"packing", "lora", "fit"}
+SPEED = {"packing", "lora", "fit", "engine"}
 UNCOUNTED = {"graph"}  # until it is measured against vLLM and transformers' own continuous batching
 STOREYS = {"read": (READ, 700), "data": (DATA, 1150), "guard": (GUARD, 1700), "speed": (SPEED, 500)}
 CARRIED = {"math_demos": 750, "vl_insurance": 3300}  # code lines of common/ that a folder may carry
