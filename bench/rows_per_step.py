@@ -121,12 +121,12 @@ def main():
             off = [abs(a - b) for a, b in zip(padded["losses"], packed["losses"], strict=True)]
             print(f"seed {seed}: the same {len(off)} updates, padded and packed: losses differ by {max(off):.4f} at most, "
                   f"from {packed['losses'][0]:.3f} to {packed['losses'][-1]:.3f}", flush=True)  # fmt: skip
-        report("8 rows a step (course)", run(PACKED, 2e-4, seed, args))
+        report("8 rows per step (course)", run(PACKED, 2e-4, seed, args))
         for rate in args.rates:
-            report("64 rows a step", run(wide, rate, seed, args))
+            report("64 rows per step", run(wide, rate, seed, args))
         for quantization in args.quantizations:
             report(
-                f"64 rows a step, {quantization}",
+                f"64 rows per step, {quantization}",
                 run(wide | {"quantization": quantization}, args.wide_rate, seed, args),
             )
 
