@@ -438,16 +438,16 @@ def part_cap24(args):
 # -- all parts
 
 
-def run(args, part):
-    """One part in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", part, *args.passed]
+def run(args, part, script, seconds, *flags):
+    """One part in a process of its own, `script --part part`, ended after so many seconds."""
+    command = [sys.executable, str(Path(script).resolve()), "--part", part, *flags, *args.passed]
     log, begin = Path(f"{args.out}.{part}.log"), time.time()
     with open(log, "w") as file:
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            code = child.wait(args.timeout)
+            code = child.wait(seconds)
         except subprocess.TimeoutExpired:
-            code = f"ended after {args.timeout} s"
+            code = f"ended after {seconds:.0f} s"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # its engine, too
@@ -503,7 +503,7 @@ def main():
             os.environ.setdefault(name, "0" if "SEED" in name else "false")
         return globals()[f"part_{args.part}"](args)
     for part in args.only:
-        run(args, part)
+        run(args, part, __file__, args.timeout)
     show(args.out)
 
 

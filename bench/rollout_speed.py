@@ -18,18 +18,14 @@ it is measured: bench/results/rollout_speed.jsonl.
 """
 
 import argparse
-import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from grpo_speed import emit, gpu, now
+from grpo_speed import emit, gpu, now, run
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -286,27 +282,6 @@ def part_lora(args):
 # -- all parts
 
 
-def run(args, part):
-    """One part in a process of its own, ended with the time."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", part, "--until", str(args.until), *args.passed]
-    log, begin = Path(f"{args.out}.{part}.log"), time.time()
-    with open(log, "w") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code = child.wait(max(1, args.until - time.time()))
-        except subprocess.TimeoutExpired:
-            code = "ended: the time is over"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # its engine, too
-            child.wait()
-    print(f"## {part}: {code or 'done'}, {time.time() - begin:.0f} s", flush=True)
-    if code:
-        args.part = part
-        emit(args, what="failed", code=code, seconds=time.time() - begin)
-        print(log.read_text(errors="replace")[-1500:], flush=True)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder with config.json and weights")
@@ -328,7 +303,7 @@ def main():
     for part in args.only:
         args.part = part
         if args.small or left(args, PARTS[part], f"--only {part}"):
-            run(args, part)
+            run(args, part, __file__, max(1, args.until - time.time()), "--until", str(args.until))
     with open(args.out) as file:
         file.seek(seen)
         for line in map(json.loads, file):

@@ -100,3 +100,29 @@ def script(environment):
         return done
 
     return run
+
+
+@pytest.fixture(scope="module")
+def rlhf():
+    """rlhf_ppo's modules. They stay in sys.modules while a file's tests run: some import others inside functions."""
+    from rlhf_toy import FILES
+
+    before = {name: sys.modules.pop(name, None) for name in FILES}
+    sys.path.insert(0, str(ROOT / "rlhf_ppo"))
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in FILES})
+    sys.path.remove(str(ROOT / "rlhf_ppo"))
+    for name, module in before.items():
+        sys.modules.pop(name, None)
+        if module:
+            sys.modules[name] = module
+
+
+@pytest.fixture(scope="module")
+def toy(rlhf, tmp_path_factory):
+    """A folder with a tiny random policy, model/, and a random reward model for it, reward/."""
+    from rlhf_toy import judge_of, model_of
+
+    folder = tmp_path_factory.mktemp("toy")
+    model_of(folder / "model")
+    judge_of(rlhf, folder / "model", folder / "reward")
+    return folder

@@ -1,6 +1,5 @@
 """vLLM beside a model of ours (common/speed/engine.py), and the loops that it writes for, with an engine of transformers."""
 
-import importlib
 import importlib.util
 import itertools
 import json
@@ -12,28 +11,13 @@ from types import SimpleNamespace
 
 import fake_vllm
 import pytest
+from rlhf_toy import EOS, PAD, judge_of
 
-from common.cli import LINEAR, parse
+from common.cli import parse
 from common.speed import engine
 
 ROOT = Path(__file__).resolve().parents[1]
 GB = 1e9
-EOS, PAD = 2, 0
-RLHF = ("stage", "prompt", "data", "estimate", "backbone", "scoring", "engine", "sampler", "rollout", "watch", "gold", "plots",
-        "sources", "train_reward", "train_ppo", "train_grpo", "best_of_n", "compare")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def rlhf():
-    """The folder's modules. They stay in sys.modules while these tests run: some import others inside functions."""
-    before = {name: sys.modules.pop(name, None) for name in RLHF}
-    sys.path.insert(0, str(ROOT / "rlhf_ppo"))
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in RLHF})
-    sys.path.remove(str(ROOT / "rlhf_ppo"))
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module:
-            sys.modules[name] = module
 
 
 @pytest.fixture(scope="module")
@@ -232,39 +216,6 @@ def test_rounding_at_random_is_right_in_the_mean_and_keeps_what_is_exact():
 
 
 # -- PPO, best-of-n
-
-
-@pytest.fixture(scope="module")
-def toy(rlhf, tmp_path_factory):
-    """A random model of 64 words whose logits are wide enough for a LoRA to move, and a random reward model for it."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("toy")
-    torch.manual_seed(0)
-    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-    config = LlamaConfig(vocab_size=64, eos_token_id=EOS, pad_token_id=PAD, num_key_value_heads=2, **shape)
-    model = LlamaForCausalLM(config)
-    model.lm_head.weight.data *= 10
-    model.save_pretrained(folder / "model")
-    judge_of(rlhf, folder / "model", folder / "reward")
-    return folder
-
-
-def judge_of(rlhf, model, folder):
-    """A random reward model."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForSequenceClassification
-
-    judge = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
-    judge = get_peft_model(judge, LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=4, target_modules=LINEAR))
-    for name, parameter in judge.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    judge.save_pretrained(folder)
-    made = dict(model="toy", fingerprint=rlhf.stage.fingerprint(model), quantization="none", sft_mean=0.1, sft_std=0.5)
-    (folder / "reward.json").write_text(json.dumps(made))
 
 
 TOKENS = SimpleNamespace(eos_token_id=EOS, pad_token_id=PAD, decode=lambda ids, **_: " ".join(map(str, ids)))

@@ -1,7 +1,6 @@
 """The RLHF recipe: reward model, PPO's invariants and its known traps, GRPO, the chain, on tiny models."""
 
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -17,56 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rlhf_toy import EOS, PAD
 
 from common.cli import LINEAR
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "rlhf_ppo"
-FILES = (
-    "prompt", "sources", "data", "gold", "stage", "estimate", "backbone", "scoring", "rollout", "watch", "plots",
-    "merge", "train_reward", "train_ppo", "train_grpo", "best_of_n", "compare",
-)  # fmt: skip
-EOS, PAD = 2, 0
 TOKENS = SimpleNamespace(eos_token_id=EOS, pad_token_id=PAD)  # all that sampling needs of a tokenizer
-
-
-@pytest.fixture(scope="module")
-def rlhf():
-    """The folder's modules. They stay in sys.modules while these tests run: some import others inside functions."""
-    before = {name: sys.modules.pop(name, None) for name in FILES}
-    sys.path.insert(0, str(TASK))
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in FILES})
-    sys.path.remove(str(TASK))
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module:
-            sys.modules[name] = module
-
-
-@pytest.fixture(scope="module")
-def toy(rlhf, tmp_path_factory):
-    """A random model of 64 words whose logits are wide enough for a LoRA to move, and a random reward model for it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("toy")
-    torch.manual_seed(0)
-    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-    config = LlamaConfig(vocab_size=64, eos_token_id=EOS, pad_token_id=PAD, num_key_value_heads=2, **shape)
-    model = LlamaForCausalLM(config)
-    model.lm_head.weight.data *= 10  # a random head is near-uniform: no LoRA could move what is sampled
-    model.save_pretrained(folder / "model")
-    judge = LlamaForSequenceClassification.from_pretrained(folder / "model", num_labels=1)
-    lora = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=4, target_modules=LINEAR)
-    judge = get_peft_model(judge, lora)
-    for name, parameter in judge.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    judge.save_pretrained(folder / "reward")
-    made = dict(model="toy", fingerprint=rlhf.stage.fingerprint(folder / "model"), quantization="none")
-    (folder / "reward" / "reward.json").write_text(json.dumps(made | dict(sft_mean=0.1, sft_std=0.5)))
-    return folder
 
 
 def ppo_args(rlhf, **more):
