@@ -18,6 +18,12 @@ completions (4 prompts x 6) of 512 tokens, bfloat16, LoRA r 32 on all seven proj
     static    sampling alone: transformers' generate with a compiled static cache
     cap24     r1_grpo with --rollouts hf in 4 bits, in 24 GB of memory
 
+and, where there are two GPUs, only if they are asked for:
+
+    both      stock TRL, vLLM colocated on both cards, half of the completions each
+    server    stock TRL, vLLM on the second card and training on the first; then the same with one update of overlap: a
+              thread samples what the next update will train on, by the weights of now
+
 One process a part, ended after --timeout seconds. Every line is written as it is measured: bench/results/grpo_speed.jsonl.
 """
 
@@ -27,6 +33,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +43,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TASK = HERE.parent / "r1_grpo"
 PARTS = ("vllm", "trl", "ours", "hf", "decoder", "batch", "static", "cap24")
+TWO_CARDS = ("both", "server")
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for",
     "on", "are", "as", "with", "his", "they", "at", "be", "this", "from", "have", "or", "by", "one", "had", "not", "but"]  # fmt: skip
 GROUP, MICRO = 6, 6
@@ -283,31 +291,99 @@ def rows_of(args, tokenizer):
     return Dataset.from_list([{"prompt": text} for text in texts])
 
 
-def part_trl(args):
+def stock(args, updates, **engine):
+    """(folder to delete when done, TRL's trainer as it is), and a line of how long it took to make it. engine: flags of its vLLM."""
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
     folder, tokenizer = open_model(args)
-    cuda = torch.cuda.is_available()
-    begin = time.perf_counter()
+    cuda, begin = torch.cuda.is_available(), time.perf_counter()
+    card, cards = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     model = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=torch.bfloat16 if cuda else torch.float32, device_map={"": 0} if cuda else None
+        str(folder), dtype=torch.bfloat16 if cuda else torch.float32, device_map={"": card} if cuda else None
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        config = GRPOConfig(
-            output_dir=scratch, **settings(args, args.updates), use_vllm=True, vllm_mode="colocate",
-            vllm_gpu_memory_utilization=args.share, vllm_max_model_length=args.prompt + args.new + 8, bf16=cuda,
-            use_cpu=not cuda, report_to=[], save_strategy="no", disable_tqdm=True, generation_kwargs={"ignore_eos": True},
-        )  # fmt: skip
-        lora = LoraConfig(task_type="CAUSAL_LM", r=args.r, lora_alpha=args.r, target_modules=TRAINED)
-        trainer = GRPOTrainer(
-            model=model, reward_funcs=reward, args=config, train_dataset=rows_of(args, tokenizer),
-            processing_class=tokenizer, peft_config=lora,
-        )  # fmt: skip
-        emit(args, what="start", seconds=time.perf_counter() - begin, **gpu())
+    scratch = tempfile.TemporaryDirectory()
+    how = settings(args, updates) | dict(gradient_accumulation_steps=args.rows // MICRO // cards)
+    config = GRPOConfig(
+        output_dir=scratch.name, **how, use_vllm=True, **engine, bf16=cuda, use_cpu=not cuda, report_to=[],
+        save_strategy="no", disable_tqdm=True, generation_kwargs={"ignore_eos": True},
+    )  # fmt: skip
+    lora = LoraConfig(task_type="CAUSAL_LM", r=args.r, lora_alpha=args.r, target_modules=TRAINED)
+    trainer = GRPOTrainer(
+        model=model, reward_funcs=reward, args=config, train_dataset=rows_of(args, tokenizer), processing_class=tokenizer,
+        peft_config=lora,
+    )  # fmt: skip
+    emit(args, what="start", seconds=time.perf_counter() - begin, **gpu())
+    return scratch, trainer
+
+
+def beside(args):
+    """Flags of TRL's vLLM in the trainer's own process."""
+    share, length = args.share, args.prompt + args.new + 8
+    return dict(vllm_mode="colocate", vllm_gpu_memory_utilization=share, vllm_max_model_length=length)
+
+
+def part_trl(args):
+    scratch, trainer = stock(args, args.updates, **beside(args))
+    with scratch:
         Watch(args, trainer)
+        trainer.train()
+
+
+def part_both(args):
+    if int(os.environ["RANK"]):
+        args.out = os.devnull
+    part_trl(args)
+
+
+class Ahead:
+    """TRL's generate of a vLLM server, wrapped in place. Once `on`, each call returns what was begun by the call before, with
+    that call's prompts, gives the server the weights of now and begins the next."""
+
+    def __init__(self, generation):
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.on, self.begun, self.pool = False, None, ThreadPoolExecutor(1)
+        self.generate, self.sync = generation.generate, generation.sync_weights
+        generation.generate, generation.sync_weights = self.called, lambda: None
+
+    def called(self, *positional, **named):
+        made = self.begun.result() if self.begun else None
+        self.sync()
+        if not made:
+            made = self.generate(*positional, **named)
+        self.begun = self.pool.submit(self.generate, *positional, **named) if self.on else None
+        return made
+
+
+def part_server(args):
+    from trl.scripts.vllm_serve import ScriptArguments, build_command
+
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    asked = ScriptArguments(
+        model=str(open_model(args)[0]), host="127.0.0.1", port=port, gpu_memory_utilization=0.6,
+        max_model_len=args.prompt + args.new + 8,
+    )  # fmt: skip
+    dev = dict(VLLM_SERVER_DEV_MODE="1", VLLM_WORKER_MULTIPROC_METHOD="spawn", CUDA_VISIBLE_DEVICES=cards[1])
+    with open(f"{args.out}.engine.log", "w") as log:
+        subprocess.Popen(build_command(asked), env=os.environ | dev, stdout=log, stderr=log)  # run() ends the group
+    os.environ["CUDA_VISIBLE_DEVICES"] = cards[0]
+    server = dict(vllm_mode="server", vllm_server_base_url=f"http://127.0.0.1:{port}", vllm_server_timeout=args.timeout)
+    scratch, trainer = stock(args, 2 * args.updates, **server)
+    ahead = Ahead(trainer.vllm_generation)
+
+    def note(trainer, step):
+        if step == args.updates:
+            ahead.on = watch.facts["overlap"] = True
+
+    with scratch:
+        watch = Watch(args, trainer, note)
+        watch.facts["overlap"] = False
         trainer.train()
 
 
@@ -440,7 +516,8 @@ def part_cap24(args):
 
 def run(args, part, script, seconds, *flags):
     """One part in a process of its own, `script --part part`, ended after so many seconds."""
-    command = [sys.executable, str(Path(script).resolve()), "--part", part, *flags, *args.passed]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if part == "both" else []
+    command = [sys.executable, *torchrun, str(Path(script).resolve()), "--part", part, *flags, *args.passed]
     log, begin = Path(f"{args.out}.{part}.log"), time.time()
     with open(log, "w") as file:
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
@@ -463,7 +540,15 @@ def show(file):
     """The last word on each thing that was measured."""
     lines, last = [json.loads(line) for line in Path(file).read_text().splitlines()], {}
     for line in lines:
-        key = line["part"], line["what"], line.get("rows"), line.get("checkpointing"), line.get("b"), line.get("merge")
+        key = (
+            line["part"],
+            line["what"],
+            line.get("rows"),
+            line.get("checkpointing"),
+            line.get("overlap"),
+            line.get("b"),
+            line.get("merge"),
+        )
         last[key] = line
     hidden = {"part", "at", "gpu", "what"}
     for line in last.values():
@@ -475,7 +560,7 @@ def show(file):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a folder with config.json and weights")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
+    parser.add_argument("--only", nargs="+", choices=PARTS + TWO_CARDS, default=PARTS, metavar="PART")
     parser.add_argument("--out", default=str(HERE / "results" / "grpo_speed.jsonl"))
     parser.add_argument("--timeout", type=float, default=240, help="seconds for a part")
     parser.add_argument("--rows", type=int, default=24, help="completions of an update")
@@ -488,7 +573,7 @@ def main():
     parser.add_argument("--eager", action="store_true", help="vLLM alone without CUDA graphs")
     parser.add_argument("--flags", default="", help="more flags of r1_grpo/train.py, as one text")
     parser.add_argument("--show", action="store_true")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS + TWO_CARDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.passed = [each for each in sys.argv[1:] if each != "--show"]
     args.flags = args.flags.split()

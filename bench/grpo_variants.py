@@ -1,6 +1,6 @@
 """GRPO, Dr. GRPO, DAPO and GSPO side by side: what each changes is a line of flags, given to r1_grpo/train.py.
 
-    python bench/grpo_variants.py --jobs 16 --out DIR     every run that DIR does not hold yet, one thread each, then the report
+    python bench/grpo_variants.py --jobs 16 --out DIR     every run that DIR does not hold yet, then the report
     python bench/grpo_variants.py --report --out DIR      table and plots from DIR's results alone
     python bench/grpo_variants.py --out DIR --only grpo gspo --seeds 3407 --samples 256
 
@@ -14,6 +14,9 @@ which seven see samples of an older policy. Only there rho is not 1, and clippin
 update of all 128. There rho is 1, nothing is clipped, GSPO's gradient is GRPO's, and what is left is the weighting.
 
 The negative control: GRPO whose rewards change places inside each group. Advantages are as large as before, and say nothing.
+
+"late", in the setting "once": GRPO on what the policy of one update before has sampled, as if on-policy. This is what sampling
+the next batch while this one is trained would cost at most: an importance correction is left out.
 
 Left out, for TRL has no flag for it: DAPO's dynamic sampling (groups of equal rewards are drawn anew) and its soft overlong
 punishment (what it has is a reward function); its mask of cut-off completions is on. The papers of Dr. GRPO, DAPO and GSPO have no
@@ -48,8 +51,16 @@ VARIANTS = {  # what each changes, and nothing else
         importance_sampling_level="sequence", epsilon=3e-4, epsilon_high=4e-4
     ),  # 2507.18071: a ratio per sequence
 }
-NAMES = {"grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "gspo": "GSPO", "shuffled": "rewards shuffled"}
-COLOURS = {"grpo": "#0072b2", "dr_grpo": "#d55e00", "dapo": "#009e73", "gspo": "#cc79a7", "shuffled": "#888888"}
+NAMES = {"grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "gspo": "GSPO", "late": "GRPO, one update late",
+    "shuffled": "rewards shuffled"}  # fmt: skip
+COLOURS = {
+    "grpo": "#0072b2",
+    "dr_grpo": "#d55e00",
+    "dapo": "#009e73",
+    "gspo": "#cc79a7",
+    "late": "#e69f00",
+    "shuffled": "#888888",
+}
 GROUP, AT_ONCE = 8, 128  # completions of a problem, sampled in one go
 SETTINGS = {
     "reused": dict(per_device_train_batch_size=32, steps_per_generation=4, num_iterations=2),
@@ -88,7 +99,7 @@ COLUMNS = {  # TRL's name -> ours
 def runs(seeds):
     """All runs, the more important first: (setting, variant, seed)."""
     reused = [("reused", variant, seed) for seed in seeds for variant in (*VARIANTS, "shuffled")]
-    return reused + [("once", variant, seed) for seed in seeds for variant in VARIANTS]
+    return reused + [("once", variant, seed) for seed in seeds for variant in (*VARIANTS, "late")]
 
 
 def flags(setting, variant, seed, samples):
@@ -135,6 +146,26 @@ def rewards_for(real, aim, told, seed, shuffled):
     return for_trl
 
 
+def late(real):
+    """Rollout of rollout.py that samples with the trained weights of its call before."""
+
+    class Late(real):
+        kept = None
+
+        def __call__(self, prompts, trainer):
+            trained = [each for each in trainer.model.parameters() if each.requires_grad]
+            now = [each.detach().clone() for each in trained]
+            for each, value in zip(trained, self.kept or now, strict=True):
+                each.data.copy_(value)
+            made = super().__call__(prompts, trainer)
+            for each, value in zip(trained, now, strict=True):
+                each.data.copy_(value)
+            self.kept = now
+            return made
+
+    return Late
+
+
 def examiner(told):
     """watch.py's measure, seen from outside: each test problem's verdict is told, and what is not needed is left out."""
     import evaluate
@@ -168,9 +199,12 @@ def one(out, setting, variant, seed, samples):
     began = time.time()
     sys.path.insert(0, str(TASK))
     import rewards
+    import rollout
     import train
     import watch
 
+    if variant == "late":
+        rollout.Rollout = late(rollout.Rollout)
     with (
         open(file_of(out, setting, variant, seed), "w", encoding="utf-8") as file,
         tempfile.TemporaryDirectory(prefix="grpo_variants_") as scratch,
@@ -233,7 +267,8 @@ def run_all(args):
     wanted = [run for run in wanted if not args.setting or run[0] == args.setting]
     waiting = deque(run for run in wanted if not finished(out, run, args.samples))
     print(f"{len(wanted) - len(waiting)} of {len(wanted)} runs are there, {len(waiting)} to go", flush=True)
-    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = os.environ | dict.fromkeys(threads, str(args.threads))
     environment |= dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
 
     def work():
@@ -382,13 +417,13 @@ HEADS = {
     "en": ("", "right, greedy, by seed", "− GRPO, points [95%]; by seed", "p (Holm)", f"pass@{GROUP} of the start", "pass@1 of the end",
            f"pass@{GROUP} of the end", "tokens, right: first → last", "tokens, wrong: first → last", "clipped", "KL", "entropy", "s"),
     "zh": ("", "贪心正确率，各种子", "减 GRPO，百分点 [95%]；各种子", "p（Holm）", f"开始时 pass@{GROUP}", "结束时 pass@1",
-           f"结束时 pass@{GROUP}", "正确回答 token 数：始 → 末", "错误回答 token 数：始 → 末", "截断比例", "KL", "熵", "秒"),
+           f"结束时 pass@{GROUP}", "正确回答 token 数：始 → 末", "错误回答 token 数：始 → 末", "裁剪比例", "KL", "熵", "秒"),
 }  # fmt: skip
 
 
 def markdown(rows, lang):
     """The rows of `summary` as a table."""
-    names = NAMES | ({"shuffled": "奖励打乱"} if lang == "zh" else {})
+    names = NAMES | ({"shuffled": "奖励打乱", "late": "GRPO，采样晚一次更新"} if lang == "zh" else {})
     lines = ["| " + " | ".join(HEADS[lang]) + " |", "|---" * len(HEADS[lang]) + "|"]
     for row in rows:
         cells = [names[row["variant"]]]
@@ -491,7 +526,8 @@ def report(out):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "grpo_variants", help="folder of the results")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--seconds", type=float, default=460, help="what is not done then is cut off")
     parser.add_argument(
         "--samples", type=int, default=4096, help=f"completions that each run trains on; multiples of {AT_ONCE}"

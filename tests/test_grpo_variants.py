@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,13 +52,14 @@ def changed(one, other):
 
 
 def test_each_variant_changes_its_own_lines_and_nothing_else(parsed):
-    assert len(parsed) == 1 + 5 + 4
+    assert len(parsed) == 1 + 5 + 5
     for setting in bench.SETTINGS:
         grpo = parsed[setting, "grpo"]
         assert {name: grpo[name] for name in bench.PAPER} == bench.PAPER
         for variant, lines in bench.VARIANTS.items():
             assert changed(grpo, parsed[setting, variant]) == lines
     assert parsed["reused", "shuffled"] == parsed["reused", "grpo"]  # the control has no flag: it is made from outside
+    assert parsed["once", "late"] == parsed["once", "grpo"]
 
 
 def test_the_settings_see_the_same_samples_and_differ_in_how_often_they_use_them(parsed):
@@ -118,6 +120,23 @@ def test_the_control_shuffles_whole_completions_and_what_is_recorded_is_the_trut
     assert means[0] == pytest.approx(means[1]) and advantages[0] != pytest.approx(advantages[1])
 
 
+def test_late_samples_by_the_weights_of_the_update_before():
+    torch = pytest.importorskip("torch")
+    frozen, trained = torch.nn.Parameter(torch.ones(2), requires_grad=False), torch.nn.Parameter(torch.zeros(2))
+    trainer = SimpleNamespace(model=torch.nn.ParameterList([frozen, trained]))
+
+    class Rollout:
+        def __call__(self, prompts, trainer):
+            return [float(each.data[0]) for each in trainer.model]
+
+    rollout, seen = bench.late(Rollout)(), []
+    for update in range(4):
+        seen.append(rollout(["?"], trainer)[1])
+        assert float(trained.data[0]) == update and float(frozen.data[0]) == 1  # the trainer's weights are back
+        trained.data += 1
+    assert seen == [0, 0, 1, 2]
+
+
 def test_the_interval_is_of_differences_by_seed_and_problem():
     numpy = pytest.importorskip("numpy")
     draw = numpy.random.default_rng(0)
@@ -166,7 +185,7 @@ def made_up(out, setting, variant, seed, right, whole=True):
 
 
 def test_the_report_is_made_from_results_alone(tmp_path, capsys):
-    counts = dict(grpo=120, dr_grpo=121, dapo=160, gspo=119, shuffled=40)
+    counts = dict(grpo=120, dr_grpo=121, dapo=160, gspo=119, late=118, shuffled=40)
     for setting, variant, seed in bench.runs([1, 2, 3]):
         made_up(tmp_path, setting, variant, seed, counts[variant] + seed, whole=(variant, seed) != ("gspo", 3))
     bench.main(["--report", "--out", str(tmp_path)])
