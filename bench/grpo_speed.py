@@ -17,6 +17,7 @@ completions (4 prompts x 6) of 512 tokens, bfloat16, LoRA r 32 on all seven proj
     batch     sampling alone: transformers' generate_batch (continuous batching)
     static    sampling alone: transformers' generate with a compiled static cache
     cap24     r1_grpo with --rollouts hf in 4 bits, in 24 GB of memory
+    unsloth   stock Unsloth, --fast_inference: its own vLLM with the weights shared
 
 and, where there are two GPUs, only if they are asked for:
 
@@ -42,7 +43,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TASK = HERE.parent / "r1_grpo"
-PARTS = ("vllm", "trl", "ours", "hf", "decoder", "batch", "static", "cap24")
+PARTS = ("vllm", "trl", "ours", "hf", "decoder", "batch", "static", "cap24", "unsloth")
 TWO_CARDS = ("both", "server")
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for",
     "on", "are", "as", "with", "his", "they", "at", "be", "this", "from", "have", "or", "by", "one", "had", "not", "but"]  # fmt: skip
@@ -233,10 +234,10 @@ class Watch:
         from transformers import TrainerCallback
 
         self.args, self.spent, self.last, self.facts, self.tokens = args, {}, now(), {}, 0
-        if trainer.use_vllm:
+        if hasattr(trainer, "vllm_generation"):
             trainer.vllm_generation.generate = self.wrap("sampling", trainer.vllm_generation.generate, vllm=True)
             trainer.vllm_generation.sync_weights = self.wrap("weights", trainer.vllm_generation.sync_weights)
-        else:
+        elif getattr(trainer, "rollout_func", None):
             trainer.rollout_func = self.wrap("sampling", trainer.rollout_func)
         watch = self
 
@@ -336,6 +337,34 @@ def part_both(args):
     if int(os.environ["RANK"]):
         args.out = os.devnull
     part_trl(args)
+
+
+def part_unsloth(args):
+    import unsloth  # before TRL, which it patches
+    from trl import GRPOConfig, GRPOTrainer
+
+    folder, _ = open_model(args)
+    begin = time.perf_counter()
+    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        str(folder), max_seq_length=args.prompt + args.new + 8, load_in_4bit=False, fast_inference=True, max_lora_rank=args.r,
+        gpu_memory_utilization=0.6,
+    )  # fmt: skip
+    emit(args, what="model and engine", seconds=time.perf_counter() - begin, **gpu())
+    model = unsloth.FastLanguageModel.get_peft_model(
+        model, r=args.r, lora_alpha=args.r, target_modules=TRAINED, use_gradient_checkpointing="unsloth"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        how = settings(args, args.updates) | dict(use_vllm=True, bf16=True, report_to=[], save_strategy="no")
+        config = GRPOConfig(output_dir=scratch, disable_tqdm=True, **how)
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            args=config,
+            train_dataset=rows_of(args, tokenizer),
+            processing_class=tokenizer,
+        )
+        Watch(args, trainer)
+        trainer.train()
 
 
 class Ahead:

@@ -22,3 +22,30 @@ def test_speed_table_compares_within_a_machine(tmp_path):
         assert f"| {row['name']} | {row['samples_per_s']} |" in done.stdout
         if row["name"] != "course":
             assert f"| {row['samples_per_s'] / course[row['machine']]:.1f} |" in done.stdout
+
+
+def test_ahead_trains_on_what_the_weights_of_the_update_before_have_sampled():
+    sys.path.insert(0, str(ROOT / "bench"))
+    import grpo_speed
+
+    class Generation:
+        weights, told = 0, 0
+
+        def sync_weights(self):
+            self.told = self.weights
+
+        def generate(self, prompts):
+            return prompts, self.told
+
+    generation = Generation()
+    ahead = grpo_speed.Ahead(generation)
+
+    def update(prompts):
+        generation.sync_weights()  # TRL does, before it asks; Ahead must not let it in the middle of a sampling
+        made = generation.generate(prompts)
+        generation.weights += 1
+        return made
+
+    assert [update("a"), update("b")] == [("a", 0), ("b", 1)]
+    ahead.on = True
+    assert [update("c"), update("d"), update("e")] == [("c", 2), ("c", 2), ("d", 3)]
