@@ -3,25 +3,31 @@ PY := .venv/bin/python
 TWO := -n 2 --dist loadfile  # two test files at a time, with one thread each (tests/conftest.py)
 TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */Dockerfile)))
 
-.PHONY: demo test test-fast test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor faults nightly
+.PHONY: demo test test-fast test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor faults nightly check site notebooks record
 .DELETE_ON_ERROR:
 
 venv: .venv/.ready  ## .venv with everything that a laptop needs
 .venv/.ready: requirements-cpu.txt tools/venv.sh
 	@bash tools/venv.sh
 
+.venv/.site: .venv/.ready requirements-site.txt
+	@$(PY) -m pip install --quiet --no-deps -r requirements-site.txt && touch $@
+
 demo: venv  ## the medical recipe from messy CSV files to answers, on a CPU
 	$(PY) medical/data.py --check medical/sample
 	$(PY) medical/train.py --demo
 	$(PY) medical/infer.py --question "Why does my knee hurt when I climb the stairs?"
 
-test: venv  ## every test; those that need a Docker engine are skipped where there is none
+test: .venv/.site  ## every test; those that need a Docker engine are skipped where there is none
 	$(PY) -m pytest $(TWO)
 
-test-fast: venv  ## the tests that train nothing, two minutes
+test-fast: .venv/.site  ## the tests that train nothing, two minutes
 	$(PY) -m pytest $(TWO) -m "not slow"
 
-nightly: venv  ## what takes hours: launchers, every image, every kill point
+check: venv  ## make check EX=alpaca/2: an exercise of the course, checked here; without EX the list of all
+	@$(PY) course/exercises/check.py $(EX)
+
+nightly: .venv/.site  ## what takes hours: launchers, every image, every kill point
 	TEST_NIGHTLY=1 TEST_DOCKER_ALL=1 $(PY) -m pytest $(TWO)
 	$(PY) tools/faults.py
 
@@ -30,6 +36,15 @@ faults: venv  ## every trainer killed at every write, and started again: figures
 
 test-docker: venv  ## every image, built and run on a stand-in base
 	TEST_DOCKER_ALL=1 $(PY) -m pytest tests/docker
+
+site: .venv/.site  ## every page in both languages, with search, in site/: open site/index.html
+	@$(PY) tools/website.py
+
+notebooks: .venv/.site  ## course/notebooks/*.ipynb again, from the scripts
+	@$(PY) tools/notebooks.py
+
+record: .venv/.site  ## make demo in a pseudo-terminal -> the pictures of the root READMEs (minutes)
+	@$(PY) tools/record.py
 
 lint: venv  ## style, the copies of common/, and whether the house is as planned
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) tools/sync_common.py --check && $(PY) tools/house.py

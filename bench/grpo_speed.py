@@ -547,9 +547,13 @@ def run(args, part, script, seconds, *flags):
     """One part in a process of its own, `script --part part`, ended after so many seconds."""
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if part == "both" else []
     command = [sys.executable, *torchrun, str(Path(script).resolve()), "--part", part, *flags, *args.passed]
-    log, begin = Path(f"{args.out}.{part}.log"), time.time()
+    log, begin, environment = Path(f"{args.out}.{part}.log"), time.time(), dict(os.environ)
+    if part not in TWO_CARDS:  # a trainer that sees a second card takes it, and twice the rows
+        environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     with open(log, "w") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
         try:
             code = child.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -133,10 +133,10 @@ defaults (7B; rlhf_ppo 0.5B, vl_insurance 3B):
         "notes": """
 **What is missing and why.** T4, 3090, 4090 and A100 were not at hand, so these columns are dashes. s1_scaling was timed on short
 made-up traces only: a run on s1K's traces, up to 20,000 tokens each, takes far longer per step. One figure of a 4090 is known:
-the old course logged 30 steps of its photo lesson in 26 s, with photos shrunk to 512 pixels ([vl_insurance](../vl_insurance/README.md)).
+the old course logged 30 steps of its photo lesson in 26 s, with photos shrunk to 512 pixels ([vl_insurance](../vl_insurance/RESULTS.md#speed-and-memory-of-the-3b-shape)).
 
-**Your own figure** in a minute: start the run with its price, `python medical/train.py --data DIR --price_per_hour 2`. After 20 steps it
-prints how long it will take and what it will cost; Ctrl-C leaves a checkpoint.
+**Your own figure** in a minute: start the run with its price, `python medical/train.py --data DIR --price_per_hour 2`. Each line
+that it prints says how long the rest will take and what it will cost; Ctrl-C leaves a checkpoint.
 """,
     },
     "zh": {
@@ -168,10 +168,10 @@ vl_insurance 为 3B）：
         "notes": """
 **缺什么，为什么。** 手头没有 T4、3090、4090、A100，所以这几列是横线。s1_scaling 只在生成的短推理过程上计过时：s1K 的推理过程每条可达
 20,000 token，每步要久得多。4090 只有一个数字：旧课程的日志里，看图课 30 步用了 26 秒，照片缩到 512 像素
-（[vl_insurance](../vl_insurance/README.zh-CN.md)）。
+（[vl_insurance](../vl_insurance/RESULTS.zh-CN.md#3b-形状的速度和显存)）。
 
-**一分钟得到你自己的数字**：启动训练时给出价格，`python medical/train.py --data DIR --price_per_hour 2`。20 步之后会打印整次训练要多久、
-要花多少钱；Ctrl-C 会留下检查点。
+**一分钟得到你自己的数字**：启动训练时给出价格，`python medical/train.py --data DIR --price_per_hour 2`。每一行都会说还要多久、
+还要花多少钱；Ctrl-C 会留下检查点。
 """,
     },
 }

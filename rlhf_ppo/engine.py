@@ -11,6 +11,7 @@ from functools import partial
 from common import device
 from common.hub import choose_quantization
 from common.speed import engine as beside
+from common.speed import fit
 
 
 def refusal(args):
@@ -36,9 +37,7 @@ def choose(args, path, work):
     reason = args.rollouts != "hf" and refusal(args)
     if reason is None and torch.cuda.is_available() and args.quantization == "auto":
         reason = "the model fits in 4 bits only" if choose_quantization("auto", path) else None
-    code = "fast" if getattr(args, "fused_lora", False) else "plain"
-    how = dict(r=args.lora_r, checkpointing=args.gradient_checkpointing, code=code)
-    found = beside.choose(args, path, reason, **how | work)
+    found = beside.choose(args, path, reason, **_training(args), **work)
     args.use_vllm = found is not None
     if found:
         length = work["tokens"] // args.per_device_train_batch_size
@@ -48,6 +47,24 @@ def choose(args, path, work):
         args.backend = "hf"
         share, sleeps = args.vllm_gpu_memory_utilization, args.vllm_enable_sleep_mode
         print(f"rollouts by vLLM, in {share:.0%} of the memory{', given back while a step is trained' * sleeps}")
+
+
+def _training(args):
+    code = "fast" if getattr(args, "fused_lora", False) else "plain"
+    return dict(r=args.lora_r, checkpointing=args.gradient_checkpointing, code=code)
+
+
+def on_cards(args, work):
+    """--estimate, below its table: on which cards vLLM fits beside the training. work: as in `choose`."""
+    if args.rollouts == "hf" or args.quantization == "4bit":
+        return
+    taken = fit.needs(fit.shape_of(args.model), four_bit=False, **_training(args), **work)
+    weights, cache, said = taken.pop("weights"), 1.1 * taken.pop("cache"), []
+    for card in fit.CARDS:
+        found = beside.plan(weights, cache, sum(taken.values()), card * 1e9)
+        share = found and f"{found[0]:.0%}{', given back while a step is trained' * found[1]}"
+        said.append(f"{card}: {share or 'no'}")
+    print(f"\nvLLM beside it, with 16-bit weights of its own (--rollouts), and its share of a card: {'; '.join(said)}")
 
 
 def sync(trainer):

@@ -2,6 +2,7 @@
 
 import math
 
+import engine
 from common import device
 from common.speed import fit
 
@@ -26,6 +27,7 @@ def show_estimate(args):
         return update_needs(args, args.max_prompt_length + new, rows)
 
     fit.estimate(args, "max_new_tokens", work=work, micro="micro_batch_size", most=minibatch_size(args))
+    engine.on_cards(args, work(args.max_new_tokens, args.micro_batch_size or min(8, minibatch_size(args))))
 
 
 def work_beside(args, length):

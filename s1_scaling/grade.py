@@ -9,6 +9,7 @@ Then:           python funnel.py --select 1000 --pool DIR/pool.jsonl --grades DI
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -68,7 +69,7 @@ def open_grader(name, args):
         budget = Budget(args.max_new_tokens, 0, 32)
 
         def think(rows):
-            made = force(gen, prompt_ids(tokenizer, rows), marks(tokenizer), budget)
+            made = force(gen, prompt_ids(tokenizer, rows, run.texts), marks(tokenizer), budget)
             return [answer_text(tokenizer, row["answer"]) for row in made]
 
         return think
@@ -82,6 +83,9 @@ def open_grader(name, args):
 
 
 def open_vllm(path, args):
+    os.environ.setdefault(
+        "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
+    )  # else an error here leaves an engine that waits for ever
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
@@ -91,7 +95,7 @@ def open_vllm(path, args):
 
     def ask(rows):
         inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompt_ids(tokenizer, rows)]
-        return [output.outputs[0].text.strip() for output in engine.generate(inputs, how)]
+        return [output.outputs[0].text.strip() for output in engine.generate(inputs, how, use_tqdm=False)]
 
     return ask
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -512,3 +513,17 @@ def test_a_rank_that_vllm_does_not_know_is_said(s1, vllm, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": 600}')
     with pytest.raises(SystemExit, match="LoRA ranks up to 512, this one is 600"):
         s1.budget.vllm_engine("base", tmp_path, None, 10)
+
+
+@pytest.mark.parametrize("script", ["r1_grpo/train.py", "rlhf_ppo/train_ppo.py"])
+def test_estimate_says_on_which_cards_vllm_fits(script):
+    def said(*flags):
+        done = subprocess.run([sys.executable, ROOT / script, "--estimate", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    seven = "--model", "Qwen/Qwen2.5-7B-Instruct"
+    line = said(*seven)
+    shares = dict(each.split(": ") for each in line.split("card: ")[1].split("; "))
+    assert shares["24"] == "no" and int(shares["80"].split("%")[0]) in range(20, 35), line
+    assert "vLLM" not in said(*seven, "--rollouts", "hf") + said(*seven, "--quantization", "4bit")

@@ -15,6 +15,8 @@ FILES = {
     "requirements-cpu.in": "torch==2.13.0\ntrl==1.14.2\n",
     "requirements-cpu.txt": "numpy==2.4.6 ; python_full_version < '3.12'\nnumpy==2.5.5 ; python_full_version >= '3.12'\n"
     "torch==2.13.0\ntrl==1.14.2\n",
+    "requirements-site.in": "zensical==0.0.73\n",
+    "requirements-site.txt": "numpy==2.5.5\nzensical==0.0.73\n",
     "medical/requirements.in": "# by hand\ntorch==2.11.0\ntrl==1.14.2\nunsloth_zoo==2026.10.7\n",
     "medical/requirements.txt": "rich==15.0.0 \\\n    --hash=sha256:00\ntorch==2.11.0 \\\n    --hash=sha256:01 \\\n"
     "    --hash=sha256:02\ntrl==1.14.2 \\\n    --hash=sha256:03\nunsloth-zoo==2026.10.7 \\\n    --hash=sha256:04\n",
@@ -46,6 +48,8 @@ def repository(tmp_path):
         ("medical/requirements-cu128.txt", "torch==2.10.0", "torch==2.12.0", "torch 2.12.0, pinned 2.11.0: make lock"),
         ("medical/requirements-cu128.txt", "torch==2.10.0", "torch==2.9.1", "torch went down from 2.10.0 to 2.9.1"),
         ("requirements-cpu.txt", "numpy==2.4.6", "numpy==2.4.5", "numpy went down from 2.5.5 to 2.4.5"),
+        ("requirements-site.txt", "zensical==0.0.73", "zensical==0.0.74", "zensical 0.0.74, pinned 0.0.73: make lock"),
+        ("requirements-site.txt", "numpy==2.5.5", "numpy==2.5.6", "numpy 2.5.6, but requirements-cpu.txt has 2.5.5: make lock"),
         ("requirements-cpu.txt", "torch==2.13.0", "torch==2.14.0", "torch 2.14.0, pinned 2.13.0: make lock"),
     ],
 )  # fmt: skip

@@ -178,3 +178,78 @@ def test_tables_of_flags_say_what_the_scripts_do(folder):
 
 def test_there_are_tables_of_flags():
     assert sum(1 for folder in FOLDERS for page in folder.glob("README*.md") for _ in flag_rows(page)) > 80
+
+
+LESSONS = [
+    "math_demos",
+    "alpaca",
+    "medical",
+    "domain_mix",
+    "rlhf_ppo",
+    "r1_grpo",
+    "s1_scaling",
+    "vl_insurance",
+    "deploy",
+]
+FLAGS = re.compile(r"^## (?:Flags that matter|重要的?参数)\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+
+
+def length(text, chinese):
+    """Words, or characters of a Chinese page. Code, targets of links and the table of flags, which is looked up, aside."""
+    text = re.sub(r"\]\([^)]*\)", "]", re.sub(r"```.*?```", "", FLAGS.sub("", text), flags=re.DOTALL))
+    return len(re.sub(r"\s|`[^`\n]*`", "", text)) if chinese else len(text.split())
+
+
+def test_the_length_of_a_page_can_be_too_large():
+    page = "Two words [more](x.md#y)\n```sh\npython a.py\n```\n## Flags that matter\n\n| `--a` | 1 |\n## End\n"
+    assert length(page, False) == 5 and length("字 `--x` 二\n## 重要的参数\n三\n", True) == 2
+
+
+@pytest.mark.parametrize("folder", LESSONS)
+def test_a_readme_is_a_lesson_and_its_twin_the_same_one(folder):
+    pages = [(ROOT / folder / f"README{end}.md").read_text("utf-8") for end in ("", ".zh-CN")]
+    words, characters = length(pages[0], False), length(pages[1], True)
+    assert words <= 900 and characters <= 1800, f"{words} words, {characters} characters"
+    for text in pages:
+        assert "](figures/" in text or ".jpg)" in text, "no picture"
+        assert "```text" in text and "](RESULTS." in text
+    both = ["".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)) for text in pages]
+    one, two = (re.sub(r'".*?"|#.*| +$', "", text, flags=re.MULTILINE) for text in both)  # questions, remarks
+    assert one.split() == two.split()
+
+
+def anchors(text):
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).strip().replace(" ", "-") for each in headings} | set(
+        re.findall(r'id="([^"]+)"', text)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_every_page_lead_somewhere(page):
+    text, wrong = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL), []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        if re.match(r"https?:|mailto:", target):
+            continue
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file.read_text("utf-8"))):
+            wrong.append(target)
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", LESSONS)
+def test_what_a_readme_says_that_data_py_prints_is_what_it_prints(folder, tmp_path):
+    """The block behind "`python data.py ...` prints:". Where a page cuts it short, its beginning and its order count."""
+    found = 0
+    for page in (ROOT / folder).glob("README*.md"):
+        for argv, block in re.findall(
+            r"`python (data\.py --[^`]+)`[^`]*?\n\n```\n(.*?)```", page.read_text("utf-8"), re.DOTALL
+        ):
+            argv = argv.replace("--out ", f"--out {tmp_path / page.stem}-")
+            done = subprocess.run([sys.executable, *argv.split()], cwd=ROOT / folder, capture_output=True, text=True)
+            printed = iter((done.stdout + done.stderr).replace(f"{ROOT / folder}/", "").splitlines())
+            missing = [line for line in block.splitlines() if line not in printed]  # each looked for behind the last
+            assert not done.returncode and not missing, f"{page.name}: {missing}\n{done.stdout}{done.stderr}"
+            found += 1
+    assert found == 2 or folder not in ("medical", "domain_mix", "rlhf_ppo", "vl_insurance")

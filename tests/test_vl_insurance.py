@@ -814,13 +814,13 @@ def test_pretrain_makes_a_model_and_keeps_what_is_there(vl, script, tmp_path):
 
 
 def test_the_command_that_makes_the_shipped_reader_again(vl):
-    """Its tokenizer is built as the shipped one was, and the READMEs' command sets what the shipped record says."""
+    """Its tokenizer is built as the shipped one was, and the RESULTS pages' command sets what the shipped record says."""
     folder = TASK / "miniature"
     shipped, built = json.loads((folder / "tokenizer.json").read_text()), vl.miniature.build_tokenizer()
     assert json.loads(built.backend_tokenizer.to_str())["model"] == shipped["model"]
     said = json.loads((folder / "pretrain.json").read_text())["arguments"]
     command = "python pretrain.py --out reader --minutes 12.5 --evaluations 13 --workers 40"
-    for file in ("README.md", "README.zh-CN.md", "pretrain.py"):
+    for file in ("RESULTS.md", "RESULTS.zh-CN.md", "pretrain.py"):
         assert command in (TASK / file).read_text("utf-8")
     args = vl.pretrain.parse(vl.pretrain.__file__, vl.pretrain.DEFAULTS, {}, vl.pretrain.Args, argv=command.split()[2:])
     assert {name: getattr(args, name) for name in said} == said | {"out": "reader"}
@@ -920,6 +920,65 @@ def test_the_demo_fine_tunes_the_reader(vl, copied, script, tmp_path):
     (folder / "prompt.txt").unlink()  # as an adapter of another recipe
     other = script(task / "infer.py", "--image", photo, check=False)
     assert other.returncode and "was not trained by vl_insurance" in other.stderr
+
+
+def test_what_was_and_what_was_not_learned_is_told_by_field(vl):
+    row = "图片中的仪表盘显示：\n\n- **总里程**：107,904公里\n- **当前速度**：178公里/小时\n- **当前时间**：11:02\n- **当前温度**：6℃\n- **当前挡位**：D挡"
+    shown = [{"response": row}, {"response": row}]
+    before = {"answers": ["总里程 107904 公里，当前速度 178，当前时间 11:02，当前温度 7 ℃，当前挡位 D"] * 2}
+    after = {"answers": [row, row.replace("107,904", "107,90").replace("6℃", "7℃").replace("11:02", "11:03")]}
+    said = vl.answers.learned(before, after, shown)
+    cells = {line.split("  ")[0]: line.split()[-7:] for line in said.splitlines() if " of 2" in line}
+    assert cells["the whole answer"] == ["0", "of", "2", "1", "of", "2", "+1"]
+    assert cells["mileage"] == cells["time"] == ["2", "of", "2", "1", "of", "2", "-1"]
+    assert cells["temperature"] == ["0", "of", "2", "1", "of", "2", "+1"] and cells["gear"] == [
+        "2",
+        "of",
+        "2",
+        "2",
+        "of",
+        "2",
+        "+0",
+    ]
+    assert said.endswith(
+        "learned: the whole answer, temperature\nknown before, and kept: unit, speed, gear\n"
+        "lost on the way: mileage, time"
+    )
+
+
+@pytest.mark.slow
+def test_the_course_s_sheet_of_two_photos_is_trained_on(copied, script, tmp_path):
+    """Its layout and its question, 你是一名汽车保险承保专家: read as they are, and one step moves the adapter."""
+    import openpyxl
+
+    task = copied("vl_insurance")
+    rows = list(openpyxl.load_workbook(task / "sample" / "course" / "qwen-vl-train.xlsx").active.values)
+    assert rows[0] == ("id", "prompt", "image", "response") and len(rows) == 3
+    assert [row[2] for row in rows[1:]] == [f"images/{n}-vehicle-odometer-reading.jpg" for n in (1, 2)]
+    small = (
+        "--overfit",
+        2,
+        "--max_steps",
+        1,
+        "--warmup_steps",
+        0,
+        "--eval_steps",
+        1,
+        "--save_steps",
+        1,
+        "--max_new_tokens",
+        4,
+    )
+    said = script(task / "train.py", "--demo", "--data", task / "sample" / "course", *small).stdout
+    assert "2 rows, 2 kept" in said and "right on held-out pictures" in said
+    (folder,) = (tmp_path / "outputs" / "vl_insurance").iterdir()
+    assert (folder / "prompt.txt").read_text("utf-8") == rows[1][1] and rows[1][1].startswith(
+        "你是一名汽车保险承保专家"
+    )
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
 
 
 def test_the_report_marks_wrong_and_made_up_values(vl, folder):

@@ -51,6 +51,8 @@ TRAINERS = {
     "grpo": ("rlhf_ppo", "train_grpo", f"--demo --model MODEL --reward REWARD {RLHF}--lora_r 2 --num_generations 2 "
              "--per_device_train_batch_size 2 --max_completion_length 2 --show_answers 1 --max_prompt_length 4000 "
              f"{STEPS}--logging_steps 1"),
+    "dpo": ("preference", "dpo", f"--demo --model MODEL --eval_steps 2 --max_length 4000 {TEXT}{STEPS}"),
+    "kto": ("preference", "kto", f"--demo --model MODEL --eval_steps 2 --max_length 4000 {TEXT}{STEPS}"),
 }  # fmt: skip
 USERS = ("checkpoint-3-mine/keep", "checkpoint-best/keep", "notes.txt")
 

@@ -17,12 +17,24 @@ from sync_common import ROOT, closure, tasks
 
 READ = {"paths", "tokens", "device", "cli", "models", "answers", "demo_model"}
 DATA = {"text", "tables", "rows", "grading"}
-GUARD = {"files", "settings", "hub", "adapters", "finite", "contract", "runs", "report", "rehearse", "trackers"}
+GUARD = {
+    "files",
+    "settings",
+    "hub",
+    "adapters",
+    "finite",
+    "contract",
+    "runs",
+    "report",
+    "rehearse",
+    "trackers",
+    "screen",
+}
 SPEED = {"packing", "lora", "fit", "engine"}
 UNCOUNTED = {"graph"}  # until it is measured against vLLM and transformers' own continuous batching
-STOREYS = {"read": (READ, 700), "data": (DATA, 1150), "guard": (GUARD, 1700), "speed": (SPEED, 500)}
-CARRIED = {"math_demos": 750, "vl_insurance": 3300}  # code lines of common/ that a folder may carry
-CARRIED_BY_OTHERS = 3850
+STOREYS = {"read": (READ, 700), "data": (DATA, 1150), "guard": (GUARD, 1830), "speed": (SPEED, 500)}
+CARRIED = {"math_demos": 880, "vl_insurance": 3430}  # code lines of common/ that a folder may carry
+CARRIED_BY_OTHERS = 3980
 LESSON, TRAIN = 300, 250  # lines of a lesson file, of a train.py
 LONG = {"train_ppo.py"}  # the one lesson that may be longer
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes the lock files, with hashes: requirements-cpu.txt for laptops and tests, TASK/requirements.txt for GPUs, and
-# TASK/requirements-cu128.txt, for drivers before 580, and TASK/requirements-vllm.txt, with vLLM, where the task has them.
+# Writes the lock files, with hashes: requirements-cpu.txt for laptops and tests, requirements-site.txt for the site, the
+# notebooks and the recording, TASK/requirements.txt for GPUs, and TASK/requirements-cu128.txt, for drivers before 580, and TASK/requirements-vllm.txt, with vLLM, where the task has them.
 set -euo pipefail
 uv() { .venv/bin/python -m uv "$@"; }
 [ -x .venv/bin/pip ] || python3 -m venv .venv
@@ -19,6 +19,13 @@ uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-
   cat .requirements-cpu.new
 } >requirements-cpu.txt
 rm .requirements-cpu.new
+
+# Into the same .venv, so with the same versions of what both need.
+{
+  echo "# Written by \`make lock\` from requirements-site.in: what \`make site\`, \`make notebooks\` and \`make record\` add to .venv."
+  uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header \
+    -c <(grep -oE '^[A-Za-z0-9._-]+==[^ \\]+( ;[^\\]*)?' requirements-cpu.txt) requirements-site.in
+} >requirements-site.txt
 
 # Reads pins on stdin. xformers, which Unsloth asks for, does not load on torch 2.11: it is left out, so the lock is
 # installed with --no-deps.

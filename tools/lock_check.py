@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-CPU = "requirements-cpu.in"
+CPU, SITE = "requirements-cpu.in", "requirements-site.txt"
 
 
 def read(text):
@@ -26,7 +26,7 @@ def read(text):
 def check(root):
     """What is wrong with the locks below `root`, a git repository, as a list of lines."""
     problems, agreed = [], {}
-    for pins_file in [root / CPU, *sorted(root.glob("*/requirements.in"))]:
+    for pins_file in [root / CPU, *root.glob("requirements-site.in"), *sorted(root.glob("*/requirements.in"))]:
         pins = {name: versions[0] for name, versions in read(pins_file.read_text()).items()}
         for name, version in pins.items():
             if name == "torch" and pins_file.name == CPU:  # a laptop's is a newer one, without CUDA
@@ -40,6 +40,12 @@ def check(root):
         ]:
             if lock.is_file():
                 problems += check_lock(root, lock.relative_to(root), pins)
+    site, laptop = (
+        read(lock.read_text()) if lock.is_file() else {} for lock in (root / SITE, (root / CPU).with_suffix(".txt"))
+    )
+    for name in site.keys() & laptop.keys():  # both go into one .venv
+        if not set(site[name]) <= set(laptop[name]):
+            problems.append(f"{SITE}: {name} {max(site[name])}, but {CPU[:-3]}.txt has {max(laptop[name])}: make lock")
     return problems
 
 
