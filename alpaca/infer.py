@@ -9,6 +9,7 @@ A file of rows:         python infer.py --file rows.jsonl
 One after another:      python infer.py --chat
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Args(ModelArgs):
     input: str = arg("", "what the instruction is about")
     file: str | None = arg(None, "JSON, JSONL or Parquet with instruction and input; answers go to --out")
     out: str | None = arg(None, "where the answers of --file go, as JSON lines (default: FILE.answers.jsonl)")
+    compare: bool = arg(False, "also ask the base model, without the adapter")
     chat: bool = arg(False, "ask for one instruction after another")
     adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
     max_new_tokens: int = arg(256, "longest answer, in tokens")
@@ -81,10 +83,13 @@ def main(argv=None):
     how = dict(backend=args.backend) | (dict(temperature=args.temperature) if args.temperature else {})
 
     def ask(row):
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        generate(
-            model, tokenizer, prompt_ids(tokenizer, [row], run.texts), args.max_new_tokens, 1, streamer=streamer, **how
-        )
+        prompts = prompt_ids(tokenizer, [row], run.texts)
+        for name in ("base", "tuned") if args.compare else ("tuned",):
+            if args.compare:
+                print(f"-- {name}")
+            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            with model.disable_adapter() if name == "base" else contextlib.nullcontext():
+                generate(model, tokenizer, prompts, args.max_new_tokens, 1, streamer=streamer, **how)
 
     print(f"adapter: {run.adapter}")
     if args.file:

@@ -26,6 +26,13 @@ Write a response that appropriately completes the request.
 ### Response:
 """
 TEMPLATE = dict(prompt_template=PROMPT, prompt_template_short=SHORT_PROMPT)  # saved beside the adapter, as NAME.txt
+
+
+def one_template():
+    """The course's form: the long template for every row, with nothing under "### Input:" where there is no input."""
+    return TEMPLATE | {"prompt_template_short": PROMPT.replace("{input}", "")}
+
+
 # Said, and not left to the chat template: without one Qwen's and SmolLM2's each put in a text of their own.
 SYSTEM = "You are a helpful assistant."
 

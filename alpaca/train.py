@@ -7,7 +7,8 @@ A row becomes one text, template + answer + end-of-text token, and a frozen mode
 
 As in the course every token counts, the template's and the instruction's, too. --loss_on answer counts the answer only,
 as the four other scripts of this folder do. What departs from the course: a tenth of the rows is held out and measured,
-rows too long for --max_length are dropped and not cut, and packed rows cannot see each other.
+rows without an input have a shorter template, rows too long for --max_length are dropped and not cut, and packed rows
+cannot see each other.
 
 One GPU:            python train.py --data alpaca.json
 Two minutes, CPU:   python train.py --demo
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from common import device, models, tokens
+from common import device, models, screen, tokens
 from common.cli import LoraArgs, SftArgs, arg, parse, trainer_config
 from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
@@ -30,7 +31,7 @@ from common.paths import DEMO_MODEL, command
 from common.rehearse import rehearse
 from common.speed import fit
 from data import load_splits
-from prompt import TEMPLATE, encode, prompt_ids
+from prompt import TEMPLATE, encode, one_template, prompt_ids
 
 HERE = Path(__file__).resolve().parent
 
@@ -73,6 +74,7 @@ DEMO = dict(
     loss_type="nll",  # TRL's chunked loss saves a GPU's memory; on a CPU it costs half of the time
     eval_steps=8,
     save_steps=8,
+    show_mask=1,
     max_new_tokens=64,
 )
 # QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
@@ -100,6 +102,7 @@ class DataArgs:
 @dataclass
 class Args(DataArgs, SftArgs):
     loss_on: Literal["all", "answer"] = arg("all", "answer: the loss skips the template and the instruction")
+    one_template: bool = arg(False, "rows without an input get the long template with an empty one, as in the course")
     show_answers: int = arg(3, "held-out rows answered before and after")
     max_new_tokens: int = arg(200, "longest answer shown, in tokens")
 
@@ -149,6 +152,7 @@ def main(argv=None):
         return rehearse(__file__, argv)
     if args.estimate:
         return fit.estimate(args, "max_length")
+    screen.heading("data")
     train_rows, eval_rows = load_splits(args)
     eval_rows = eval_rows[: args.eval_rows]
     path = resolve_model(args.model)
@@ -161,7 +165,8 @@ def main(argv=None):
     from common.speed import packing
 
     tokenizer = models.load_tokenizer(path)
-    to_ids = partial(encode, tokenizer, template=TEMPLATE, loss_on=args.loss_on)
+    template = one_template() if args.one_template else TEMPLATE
+    to_ids = partial(encode, tokenizer, template=template, loss_on=args.loss_on)
     train_set = tokens.tokenize(train_rows, to_ids, config.max_length, "training rows")
     eval_set = tokens.tokenize(eval_rows, to_ids, config.max_length, "held-out rows")
     tokens.show_mask(train_set, tokenizer, args.show_mask)
@@ -183,14 +188,17 @@ def main(argv=None):
             data_collator=packing.collator(tokenizer, args.packing, args.backend),
         )
         shown = eval_rows[: args.show_answers]
-        asked = {"": eval_set}, prompt_ids(tokenizer, shown), args.max_new_tokens, args.backend
+        asked = {"": eval_set}, prompt_ids(tokenizer, shown, template), args.max_new_tokens, args.backend
+        screen.heading("before training")
         before = report.before_after(model, tokenizer, *asked)
         run.train(trainer)
-        run.save(trainer, tokenizer, **TEMPLATE)
+        run.save(trainer, tokenizer, **template)
+        screen.heading("after training")
         after = report.before_after(model, tokenizer, *asked)
         run.note(before=before, after=after)
     report.show(before, after, shown)
-    print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder)}")
+    asked = command("infer.py", "--adapter", run.folder, "--compare")
+    print("\n" + screen.text("Ask it yourself: {command}", command=asked))
     print(next_steps(run.folder))
 
 

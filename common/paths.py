@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from common import screen
+
 TASK_DIR = Path(__file__).resolve().parents[1]  # the folder that holds this copy of common/
 AUTODL = Path("/root/autodl-tmp")
 DEMO_MODEL = "demo/SmolLM2-135M-Instruct"
@@ -86,11 +88,12 @@ def check_disk(folder: Path, need_bytes: int, what: str):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise SystemExit(f"cannot write to {folder}: {error.strerror}. Set OUTPUT_DIR or MODELS_DIR.") from None
+        told = "cannot write to {folder}: {why}. Set OUTPUT_DIR or MODELS_DIR."
+        raise SystemExit(screen.text(told, folder=folder, why=error.strerror)) from None
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
-        has = f"{folder} has {free / 1e9:.1f} GB free, about {need_bytes / 1e9:.1f} GB are needed"
-        raise SystemExit(f"not enough disk space for {what}: {has}. Free some, or move OUTPUT_DIR and MODELS_DIR.")
+        told = "not enough disk space for {what}: {folder} has {free:.1f} GB free, about {need:.1f} GB are needed. Free some, or move OUTPUT_DIR and MODELS_DIR."
+        raise SystemExit(screen.text(told, what=what, folder=folder, free=free / 1e9, need=need_bytes / 1e9))
 
 
 def command(script: str, *arguments) -> str:

@@ -4,6 +4,7 @@ Newest run:         python infer.py --question "Why does my ReLU network stop le
 An adapter folder:  python infer.py --adapter outputs/domain_mix/20261122-101500 --question "什么是时钟域？" --temperature 0
 """
 
+import contextlib
 import signal
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class Decoding(ModelArgs):
 @dataclass
 class Args(Decoding):
     question: str | None = arg(None, "what to ask")
+    compare: bool = arg(False, "also ask the base model, without the adapter")
 
 
 def sampling(args, prompt_length):
@@ -97,7 +99,12 @@ def main(argv=None):
     if not (args.question or "").strip():
         raise SystemExit(f"--question is empty. To talk: {command('chat.py')}")
     model, tokenizer, system = load(args)
-    answer(model, tokenizer, [*opening(system), {"role": "user", "content": args.question}], args)
+    messages = [*opening(system), {"role": "user", "content": args.question}]
+    for name in ("base", "tuned") if args.compare else ("tuned",):
+        if args.compare:
+            print(f"-- {name}")
+        with model.disable_adapter() if name == "base" else contextlib.nullcontext():
+            answer(model, tokenizer, messages, args)
 
 
 if __name__ == "__main__":

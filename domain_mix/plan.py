@@ -13,6 +13,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from common import screen
 from common.files import text_table
 from common.paths import data_dir
 from common.rows import Bad, Unusable, blank, checked, read, said
@@ -68,8 +69,6 @@ def take(name, spec, quotas, seed, seen, progress=True):
     spec: the plan's entry, with `path` (local) or `hub`. quotas: {group: rows}, the group None where the source has no
     keywords. seen: the numbers of the rows that other sources gave already; those taken here are added.
     """
-    from tqdm import tqdm
-
     adapt, local = ADAPTERS[spec["format"]], "path" in spec
     group_of = keyword_groups(spec["keywords"]) if "keywords" in spec else lambda text: None
     reports = {group: Report(name + (f"/{group}" if group else ""), asked) for group, asked in quotas.items()}
@@ -82,7 +81,9 @@ def take(name, spec, quotas, seed, seen, progress=True):
             first.notes.append(f"{where}; row dropped: {kind}")
 
     rows = read(spec["path"], COLUMNS, COLUMNS) if local else read_hub(spec, seed)
-    rows = checked(tqdm(rows, desc=name, unit=" rows", disable=not progress), lambda row: clean(row, adapt))
+    rows = checked(
+        screen.bar("reading {name}", None, " rows", rows, hidden=not progress, name=name), lambda row: clean(row, adapt)
+    )
     for number, (where, raw, made) in enumerate(rows):
         if isinstance(made, Unusable):
             first.notes.append(f"{where}: {made}")

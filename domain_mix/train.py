@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from common import device, models, tokens
+from common import device, models, screen, tokens
 from common.cli import SftArgs, arg, parse, trainer_config
 from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
@@ -79,6 +79,7 @@ DEMO = dict(
     logging_steps=1,
     eval_steps=14,
     save_steps=14,
+    show_mask=1,
     max_new_tokens=64,
 )
 # QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
@@ -142,6 +143,7 @@ def main(argv=None):
         return rehearse(__file__, argv)
     if args.estimate:
         return fit.estimate(args, "max_length")
+    screen.heading("data")
     train_rows, eval_rows = load_splits(args)
     eval_rows = eval_rows[: max(1, args.eval_rows)]
     path = resolve_model(args.model)
@@ -182,14 +184,16 @@ def main(argv=None):
         )
         shown = in_turn(eval_rows, args.show_answers)
         asked = eval_sets, prompt_ids(tokenizer, shown), args.max_new_tokens, args.backend
+        screen.heading("before training")
         before = report.before_after(model, tokenizer, *asked)
         run.train(trainer)
         run.save(trainer, tokenizer, **TEMPLATE)
+        screen.heading("after training")
         after = report.before_after(model, tokenizer, *asked)
         run.note(before=before, after=after)
     shown = [dict(source=row["source"], question=row["instruction"], reference=row["output"]) for row in shown]
     report.show(before, after, shown)
-    print(f"\nTalk to it: {command('chat.py', '--adapter', run.folder)}")
+    print("\n" + screen.text("Talk to it: {command}", command=command("chat.py", "--adapter", run.folder)))
     print(next_steps(run.folder))
 
 

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
+from common import screen
 from common.files import new_file, text_table
 from common.paths import data_dir, load_env
 from common.rows import CONTROL, CONTROL_TOKEN, EMPTY, EXAMPLES, Bad, Place, drop
@@ -68,7 +69,6 @@ def read_rows(folder=None, max_chars=200, progress=True):
     """
     import numpy as np
     import pyarrow as pa
-    from tqdm import tqdm
 
     folder = folder or data_dir()
     root, paths = find_csv_files(folder)
@@ -77,7 +77,7 @@ def read_rows(folder=None, max_chars=200, progress=True):
     # mostly wait, each with a file in memory.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda path: read_file(path, root, max_chars), paths)
-        results = list(tqdm(results, "reading", len(paths), unit="file", disable=None if progress else True))
+        results = list(screen.bar("reading", len(paths), " files", results, hidden=not progress))
         parts, reports = map(list, zip(*results, strict=True))
         keep = first_of_each(pa.concat_tables(parts))
         masks = np.split(keep, np.cumsum([len(part) for part in parts])[:-1])

@@ -8,6 +8,7 @@ An adapter folder:  python infer.py --adapter outputs/medical/20261122-101500 --
 Chat:               python infer.py
 """
 
+import contextlib
 from dataclasses import dataclass
 
 from common import models
@@ -26,10 +27,15 @@ class Args(ModelArgs):
     question: str | None = arg(None, "one question")
     file: str | None = arg(None, "a text file (UTF-8), one question a line; answers go to --out")
     out: str | None = arg(None, "where the answers of --file go, as JSON lines (default: FILE.answers.jsonl)")
+    compare: bool = arg(False, "also ask the base model, without the adapter")
     adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
     max_new_tokens: int = arg(256, "longest answer, in tokens")
     batch_size: int = arg(8, "rows of --file answered at once")
     temperature: float = arg(0.0, "0: always the likeliest token; 0.7: some variety")
+    top_p: float | None = arg(
+        None, "sample from the likeliest tokens with so much probability (default: the base's own)"
+    )
+    repetition_penalty: float = arg(1.0, "above 1: tokens that were written already are less likely")
     seed: int = arg(3407, "of the sampling")
 
 
@@ -59,12 +65,18 @@ def main(argv=None):
     from common.answers import generate
 
     set_seed(args.seed)
-    how = dict(backend=args.backend) | (dict(temperature=args.temperature) if args.temperature else {})
+    how = dict(backend=args.backend, repetition_penalty=args.repetition_penalty)
+    if args.temperature:
+        how |= dict(temperature=args.temperature) | (dict(top_p=args.top_p) if args.top_p else {})
 
     def ask(row):
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         prompts = prompt_ids(tokenizer, [row], run.texts)
-        generate(model, tokenizer, prompts, args.max_new_tokens, 1, streamer=streamer, **how)
+        for name in ("base", "tuned") if args.compare else ("tuned",):
+            if args.compare:
+                print(f"-- {name}")
+            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            with model.disable_adapter() if name == "base" else contextlib.nullcontext():
+                generate(model, tokenizer, prompts, args.max_new_tokens, 1, streamer=streamer, **how)
 
     print(f"adapter: {run.adapter}")
     if args.file:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from common import device, models, tokens
+from common import device, models, screen, tokens
 from common.cli import SftArgs, arg, parse, trainer_config
 from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
@@ -74,6 +74,7 @@ DEMO = dict(
     logging_steps=1,
     eval_steps=8,
     save_steps=8,
+    show_mask=1,
     max_new_tokens=96,
 )
 # QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
@@ -129,6 +130,7 @@ def main(argv=None):
         return rehearse(__file__, argv)
     if args.estimate:
         return fit.estimate(args, "max_length")
+    screen.heading("data")
     train_rows, eval_rows = load_splits(args)
     eval_rows = eval_rows.slice(0, args.eval_rows)
     path = resolve_model(args.model)
@@ -169,13 +171,16 @@ def main(argv=None):
         )
         shown = sorted(rows, key=lambda row: is_chinese(row["question"]))[: args.show_answers]
         asked = eval_sets, prompt_ids(tokenizer, shown), args.max_new_tokens, args.backend
+        screen.heading("before training")
         before = report.before_after(model, tokenizer, *asked)
         run.train(trainer)
         run.save(trainer, tokenizer, **TEMPLATE)
+        screen.heading("after training")
         after = report.before_after(model, tokenizer, *asked)
         run.note(before=before, after=after)
     report.show(before, after, [{"question": row["question"], "reference": row["answer"]} for row in shown])
-    print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder)}")
+    asked = command("infer.py", "--adapter", run.folder, "--compare")
+    print("\n" + screen.text("Ask it yourself: {command}", command=asked))
     print(next_steps(run.folder))
 
 

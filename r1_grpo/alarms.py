@@ -6,9 +6,7 @@ compared: those of the newest logs with those of the run's first ones. A run tha
 What a rule sees, what it usually means and what to try stand in TEXTS. No torch here.
 """
 
-import locale
 import math
-import os
 from statistics import fmean, median
 
 AIM = "rewards/correctness_reward_func/mean"
@@ -231,13 +229,6 @@ LINE = {
     "en": "ALARM, step {step}: {title}: {seen}. Usually: {means}. Try: {remedy}.",
     "zh": "警报，第 {step} 步：{title}：{seen}。通常说明：{means}。可以试试：{remedy}。",
 }
-
-
-def language():
-    """en or zh, as the locale says."""
-    said = next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), "")
-    said = said or locale.getlocale()[0] or ""  # Windows sets no variable
-    return "zh" if said.lower().startswith(("zh", "chinese")) else "en"
 
 
 def texts(alarm, lang):

@@ -32,6 +32,7 @@ class Args(ModelArgs):
     )
     max_new_tokens: int = arg(512, "longest answer, in tokens")
     temperature: float = arg(0.0, "0: always the likeliest token; 1: as in training")
+    top_p: float = arg(1.0, "sample from the likeliest tokens with so much probability together")
     seed: int = arg(3407, "of the sampling")
 
 
@@ -49,7 +50,7 @@ def ask_hf(run, args):
     from common.answers import generate
 
     prompts = prompt_ids(tokenizer, [{"question": args.question}], run.texts)
-    how = dict(temperature=args.temperature, top_k=0, top_p=1.0) if args.temperature else {}
+    how = dict(temperature=args.temperature, top_k=0, top_p=args.top_p) if args.temperature else {}
 
     def ask():
         set_seed(args.seed)
@@ -70,7 +71,7 @@ def ask_vllm(run, args):
     engine = LLM(model=str(run.base), enable_lora=True, max_lora_rank=max(8, rank), seed=args.seed)
     how = SamplingParams(
         temperature=args.temperature,
-        top_p=1.0,
+        top_p=args.top_p,
         max_tokens=args.max_new_tokens,
         seed=args.seed,
         stop_token_ids=[tokenizer.eos_token_id],

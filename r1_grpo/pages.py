@@ -14,9 +14,10 @@ import math
 import re
 from statistics import stdev
 
-from alarms import language, texts
+from alarms import texts
 from common.files import replace_text, write_lines
 from common.rows import read_lines
+from common.screen import language
 from rewards import MOST
 
 SHOWN, LONGEST, ASKED = 8, 1200, 800  # completions of a group, characters of a text, of a question

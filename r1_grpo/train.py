@@ -28,14 +28,15 @@ from pathlib import Path
 from typing import Literal
 
 import engine
-from common import device, models
+import rewards_course
+from common import device, models, screen
 from common.cli import LoraArgs, arg, parse, trainer_config
 from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import command
 from common.speed import fit
 from data import load_splits, prompts_of
-from prompt import TEMPLATE, ideal
+from prompt import SYSTEM, TEMPLATE, ideal
 from rewards import REWARDS, for_trl, self_test
 
 HERE = Path(__file__).resolve().parent
@@ -94,6 +95,8 @@ NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_qua
 class Args(LoraArgs):
     data: str | None = arg(None, "a folder, JSONL file or hub name (default: R1_GRPO_DATA_DIR, DATA_DIR/r1_grpo, hub)")
     max_prompt_tokens: int = arg(256, "longer prompts are left out and counted: TRL has no such option any more")
+    system_prompt: str | None = arg(None, "what the model is told (default: prompt.py's); saved beside the adapter")
+    rewards: Literal["here", "course"] = arg("here", "course: the copied ones of rewards_course.py, faults and all")
     warmup_sft: int = arg(0, "first N updates of SFT on gold solutions in the form, for models that never write it")
     warmup_sft_lr: float = arg(2e-4, "learning rate of these")
     warmup_sft_rows: int = arg(8, "rows per update of these")
@@ -173,8 +176,11 @@ def load_model(args, config, path):
 def main(argv=None):
     args = parse(__file__, DEFAULTS, DEMO, Args, "trl:GRPOConfig", argv)
     if args.estimate:
-        return fit.estimate(args, "max_completion_length", partial(work, args))
+        fit.estimate(args, "max_completion_length", partial(work, args))
+        return engine.on_cards(args, work(args, args.max_completion_length, args.per_device_train_batch_size))
     check(args)
+    TEMPLATE["system_prompt"] = args.system_prompt or SYSTEM  # of all that builds prompts here
+    screen.heading("data")
     train_rows, test_rows = load_splits(args)
     print(self_test(train_rows, ideal))
     path = resolve_model(args.model)
@@ -198,6 +204,7 @@ def main(argv=None):
     with runs.Run(args, config, train_set, draw=lambda _: run.plot("rewards.png", PANELS, x="step")) as run:
         model = load_model(args, config, path)
         resumed, stages = bool(run.checkpoint), run.record.get("stages", {})
+        screen.heading("before training")
         if not resumed:
             stages["base"] = measure(model, tokenizer, tests, args)
         start_policy(model, tokenizer, train_rows, args, run)
@@ -213,7 +220,7 @@ def main(argv=None):
         watch = Watcher(run, rollout, tokenizer, test_rows[: args.follow], args)
         trainer = GRPOTrainer(
             model=model,
-            reward_funcs=[for_trl(reward) for reward in REWARDS],
+            reward_funcs=[for_trl(each) for each in (REWARDS if args.rewards == "here" else rewards_course.REWARDS)],
             args=config,
             train_dataset=train_set,
             processing_class=tokenizer,
@@ -228,11 +235,12 @@ def main(argv=None):
         run.train(trainer)
         drop_reference(model)
         run.save(trainer, tokenizer, **TEMPLATE)
+        screen.heading("after training")
         stages["after GRPO"] = measure(model, tokenizer, tests, args)
         run.note(after=stages["after GRPO"], tokens=round(watch.generated))
     show(run.folder, stages)
     print(f"\nwatch it learn: {run.folder / 'samples.html'} and rewards.png beside it")
-    print(f"Ask it yourself: {command('infer.py', '--adapter', run.folder)}")
+    print(screen.text("Ask it yourself: {command}", command=command("infer.py", "--adapter", run.folder)))
     print(next_steps(run.folder))
 
 

@@ -9,8 +9,8 @@ import random
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import trange
 
+from common import screen
 from common.finite import GradientGuard
 from common.runs import save_adapter
 from prompt import encode
@@ -22,7 +22,7 @@ def warm_up(model, tokenizer, rows, steps, learning_rate, batch_rows, seed):
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     guard = GradientGuard()
     model.train()
-    for step in trange(1, steps + 1, desc="warm-up", leave=False):
+    for step in screen.bar("warm-up", None, " steps", range(1, steps + 1)):
         ids, labels = encode(tokenizer, draw.sample(rows, min(batch_rows, len(rows))))
         mask = [[1] * len(row) for row in ids]
         batch = dict(input_ids=(ids, tokenizer.pad_token_id), labels=(labels, -100), attention_mask=(mask, 0))

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 import alarms
 import pages
+from common import screen
 from common.answers import generate
 from common.files import read_json, replace_text, text_table, write_lines
 from common.rows import read_lines
@@ -78,7 +79,7 @@ class Watcher(TrainerCallback):
             self.run.note(alarms=self.rung)
             mark(self.rung)
         for each in found if self.run.main else ():
-            tqdm.write(alarms.line(each, alarms.language()))
+            tqdm.write(alarms.line(each, screen.language()))
         if why := (["first"] if not before else []) + why + ["alarm"] * bool(found) + ["newest"] * bool(stops):
             self.keep(why)
         if stops:
@@ -223,11 +224,11 @@ def sharpened(before, after):
         f"pass@1 {after['sampled']:.0%} and {group} {after['any']:.0%} after it"
     )
     if after["sampled"] <= before["sampled"]:
-        return f"{numbers}\nnothing gained"
+        return f"{numbers}\n{screen.text('nothing gained')}"
     kind = "sharpening: what many tries held is now said at the first"
     if after["sampled"] > before["any"]:
         kind = "learning: one try now is right more often than one of many was"
-    return f"{numbers}\n{kind}"
+    return f"{numbers}\n{screen.text(kind)}"
 
 
 def show(folder, stages):
@@ -246,11 +247,12 @@ def show(folder, stages):
     ]
     if table:
         count = next(each["problems"] for each in stages.values() if each)
-        print(f"{count} test problems, answered greedily")
-        print(text_table(("", "right by the answer block", "by the last number", "in the form", "tokens"), table))
+        print(screen.text("{count} test problems, answered greedily", count=count))
+        columns = map(screen.text, ("right by the answer block", "by the last number", "in the form", "tokens"))
+        print(text_table(("", *columns), table))
         start = stages.get("after warm-up") or stages.get("base")
         print(sharpened(start, stages.get("after GRPO")))
-    lang = alarms.language()
+    lang = screen.language()
     for each in read_json(folder / "run.json").get("alarms", []):
         print(alarms.line(each, lang))
     print(f"completions that were trained on, with rewards and advantages: {folder / 'rollouts.html'}")

@@ -33,7 +33,7 @@ DEFAULTS = dict(
     batch_size=64,  # answers written at once
     seed=3407,
 )
-DEMO = dict(model=DEMO_MODEL, data=str(HERE / "sample" / "pairs.jsonl"), n=4, prompts=4, max_new_tokens=20)
+DEMO = dict(model=DEMO_MODEL, data=str(HERE / "sample" / "gold.jsonl"), n=4, prompts=4, max_new_tokens=20)
 
 
 @dataclass

@@ -122,9 +122,12 @@ def tidy(metrics):
     return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
 
 
+PRINTED = 4  # prompts whose answers are shown; all are counted
+
+
 def show_examples(prompts, **columns):
     """Print the same prompts answered by several models: columns are name=examples."""
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(prompts[:PRINTED]):
         print(f"\n{'=' * 100}\nprompt: {prompt[-1]['content']}")
         for name, each in columns.items():
             each = each[number]

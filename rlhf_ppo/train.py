@@ -15,7 +15,6 @@ Three minutes, CPU: python train.py --demo
 """
 
 import sys
-import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,10 +22,11 @@ import merge
 import train_grpo
 import train_ppo
 import train_reward
-from common import device
+from common import device, screen
 from common.cli import arg, parse
 from common.files import read_json
 from common.paths import DEMO_MODEL, command
+from gold import course
 from stage import check_configs
 
 DEFAULTS = dict(
@@ -59,11 +59,10 @@ def main(argv=None):
         (train_ppo, None, args.ppo_config),
         (train_grpo, "trl:GRPOConfig", args.grpo_config),
     )
-    began = time.time()
     demo = ["--demo"] if "--demo" in argv else []
 
     def stage(title, module, flags, config=None):
-        print(f"\n== {title} ({time.time() - began:.0f} s)", flush=True)
+        screen.heading(title)
         folder = module.main([*flags, "--reuse", *(["--config", config] if config else [])])
         device.empty_cache()
         return folder
@@ -84,13 +83,15 @@ def main(argv=None):
         made["grpo"] = stage("GRPO", train_grpo, common, args.grpo_config)
 
     held = read_json(reward / "run.json")["held_out"]
-    print(f"\n== done in {time.time() - began:.0f} s")
+    screen.heading("done")
     print(f"reward model: accuracy {held['accuracy']:.2f} on {held['pairs']} held-out pairs   {reward}")
     for name, folder in made.items():
         record = read_json(folder / "run.json")
         before, after = (sum(e["score"] for e in record[k]) / len(record[k]) for k in ("before", "after"))
         shown = len(record["after"])
-        print(f"{name}: score of {shown} held-out answers {before:+.2f} before, {after:+.2f} after   {folder}")
+        told = "{name}: score of {shown} held-out answers {before:+.2f} before, {after:+.2f} after   {folder}"
+        print(screen.text(told, name=name, shown=shown, before=before, after=after, folder=folder))
+        print(f"  {course(record['before'], record['after'], by_gold=bool(demo) and not args.data)}")
     print(f"Ask them: {command('infer.py', '--prompt', 'Why do cats purr?')}")
 
 

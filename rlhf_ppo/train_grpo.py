@@ -54,18 +54,20 @@ DEFAULTS = dict(
     logging_steps=1,
     logging_nan_inf_filter=False,  # a NaN should be seen
     seed=3407,
-    disable_tqdm=True,  # watch.py has a bar of its own
+    disable_tqdm=True,  # common/screen.py has a bar of its own
     report_to=["none"],
 )
 DEMO = dict(
     model=DEMO_MODEL,
-    data=str(HERE / "sample" / "pairs.jsonl"),
-    max_steps=6,
+    data=str(HERE / "sample" / "gold.jsonl"),
+    max_steps=10,
     per_device_train_batch_size=16,
     gradient_accumulation_steps=1,
-    max_completion_length=20,
-    learning_rate=1e-3,  # six updates only: a small model bears, and needs, larger steps
+    max_completion_length=24,
+    learning_rate=2e-3,  # ten updates only: a small model bears, and needs, larger steps
     beta=0.0,  # no reference pass
+    eos_penalty=0.5,  # see train_ppo.py
+    show_answers=12,  # all that are held out
 )
 
 
@@ -121,7 +123,6 @@ def main(argv=None) -> Path:
     config = trainer_config(args)  # torch is loaded from here on: what can be wrong above has been said
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PrinterCallback
     from trl import GRPOTrainer
 
     from backbone import add_adapter, load_backbone, save_adapter
@@ -164,7 +165,6 @@ def main(argv=None) -> Path:
         )
         if args.use_vllm:
             engine.start(trainer, rollout)
-        trainer.remove_callback(PrinterCallback)  # thirty numbers per step: they are in metrics.jsonl
         model = add_adapter(trainer.model, "reward", args.reward)
         model.set_adapter("default")
         models.widen_adapters(model)

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Literal
 
 import sampler
-from common import contract, device, models
+from common import contract, device, models, screen
 from common.cli import LINEAR, arg, parse
 from common.paths import DEMO_MODEL, TASK_DIR, command
 from data import DataArgs, encode_prompts, load_splits, prompts_of_update
@@ -71,13 +71,15 @@ DEFAULTS = dict(
 )
 DEMO = dict(
     model=DEMO_MODEL,
-    data=str(HERE / "sample" / "pairs.jsonl"),
-    updates=5,
+    data=str(HERE / "sample" / "gold.jsonl"),
+    updates=7,
     rollout_size=16,
-    max_new_tokens=20,
-    learning_rate=2e-3,  # five updates only: a small model bears, and needs, larger steps
+    max_new_tokens=24,
+    learning_rate=1e-3,  # seven updates only: a small model bears, and needs, larger steps
     value_learning_rate=5e-4,
-    kl_coef=0.02,
+    kl_coef=0.05,
+    eos_penalty=0.5,  # at first no answer has an end: at 1 the first thing learned is to say next to nothing
+    show_answers=12,  # all that are held out
 )
 
 
@@ -404,7 +406,6 @@ PANELS = {
 def train(backbone, tokenizer, prompts, args, run):
     """Roll out, optimise, log, save; goes on from run.checkpoint, bit for bit."""
     import torch
-    from tqdm import tqdm
 
     from backbone import save_adapter
     from common.finite import check_weights
@@ -422,15 +423,15 @@ def train(backbone, tokenizer, prompts, args, run):
         optimizer.load_state_dict(state["optimizer"])
         for name, parameter in trained.items():
             parameter.data.copy_(state["weights"][name])
-    bar = tqdm(range(start + 1, args.updates + 1), desc="PPO", initial=start, total=args.updates)
-    for update in bar:
+    steps = screen.Steps("PPO", args.updates, start)
+    for update in range(start + 1, args.updates + 1):
         batch = prompts_of_update(prompts, update, args.rollout_size, args.seed)
         roll = rollout(backbone, tokenizer, batch, args, kl_coef)
         learnt = optimize(backbone, optimizer, roll, pad, args, update)
         metrics = roll["metrics"] | learnt | {"kl_coef": kl_coef} | device.peak_memory()
         kl_coef = adapted(kl_coef, metrics["kl"], args.kl_target, args.rollout_size)
         run.log(update, tidy(metrics))
-        bar.set_postfix(score=f"{metrics['score']:.2f}", kl=f"{metrics['kl']:.2f}", length=f"{metrics['length']:.0f}")
+        steps.log(update, metrics, metrics["tokens_per_s"])
         if args.snapshot_every and update % args.snapshot_every == 0:
             save_adapter(backbone.model, "policy", tokenizer, run.folder / f"snapshot-{update}")
         if update % args.save_every == 0 or run.stop:
@@ -440,6 +441,7 @@ def train(backbone, tokenizer, prompts, args, run):
             run.save_state(update, state | {"mean": backbone.mean, "std": backbone.std})
             run.plot("ppo.png", PANELS)
         run.end_if_stopped()
+    steps.close()
     run.plot("ppo.png", PANELS)
 
 

@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import device, hub, models
+from common import device, hub, models, screen
 from common.cli import LINEAR, arg, parse
 from common.files import write_json
 from common.paths import DEMO_MODEL, command
@@ -53,12 +53,12 @@ DEFAULTS = dict(
 )
 DEMO = dict(
     model=DEMO_MODEL,
-    data=str(HERE / "sample" / "pairs.jsonl"),
-    learning_rate=1e-3,  # six updates only
+    data=str(HERE / "sample" / "gold.jsonl"),
+    learning_rate=1e-3,  # fourteen updates only
     batch_size=8,
     eval_every=3,
     sft_samples=16,
-    max_new_tokens=20,
+    max_new_tokens=24,
 )
 
 
@@ -156,25 +156,25 @@ def head_of(model):
 def train(model, train_pairs, eval_pairs, tokenizer, args, run):
     """Minimise the Bradley-Terry loss; every number goes to metrics.jsonl. Goes on from run.checkpoint."""
     import torch
-    from tqdm import tqdm
 
     from backbone import pad_right
     from common.finite import GradientGuard, check_weights
     from scoring import scores_of
 
-    guard = GradientGuard()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    guard, trained = GradientGuard(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=args.learning_rate, weight_decay=0.0)
     steps_per_epoch = math.ceil(len(train_pairs) / args.batch_size)
-    steps, pad, eos = steps_per_epoch * args.epochs, tokenizer.pad_token_id, tokenizer.eos_token_id
-    start = 0
+    steps, pad, eos, start = steps_per_epoch * args.epochs, tokenizer.pad_token_id, tokenizer.eos_token_id, 0
     if state := run.load_state():
         start = state["step"]
         optimizer.load_state_dict(state["optimizer"])
         for name, parameter in trained.items():
             parameter.data.copy_(state["weights"][name])
-    bar = tqdm(range(start + 1, steps + 1), desc="reward model", initial=start, total=steps)
-    for step in bar:
+    lines = screen.Steps("reward model", steps, start)
+    if not start:  # the plot begins before the first update
+        held = evaluate(model.eval(), head_of(model), eval_pairs, tokenizer)
+        run.log(0, tidy({f"eval_{name}": held[name] for name in ("loss", "accuracy", "margin")}))
+    for step in range(start + 1, steps + 1):
         epoch, at = divmod(step - 1, steps_per_epoch)
         order = random.Random(f"{args.seed}-{epoch}").sample(range(len(train_pairs)), len(train_pairs))
         batch = [train_pairs[i] for i in order[at * args.batch_size : (at + 1) * args.batch_size]]
@@ -203,7 +203,7 @@ def train(model, train_pairs, eval_pairs, tokenizer, args, run):
             held = evaluate(model.eval(), head_of(model), eval_pairs, tokenizer)
             metrics |= {f"eval_{name}": held[name] for name in ("loss", "accuracy", "margin")}
         run.log(step, tidy(metrics | {"seconds": time.time() - began}))
-        bar.set_postfix(loss=f"{losses:.3f}", accuracy=f"{accuracy:.2f}")
+        lines.log(step, metrics)
         if step % args.save_every == 0 or run.stop:
             check_weights(trained.items(), run.folder)
             weights = {name: p.detach().cpu() for name, p in trained.items()}

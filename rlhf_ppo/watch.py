@@ -1,6 +1,5 @@
-"""What one watches of train_grpo.py: numbers in metrics.jsonl, a progress bar, plots."""
+"""What one watches of train_grpo.py: numbers in metrics.jsonl, plots."""
 
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from stage import tidy
@@ -22,19 +21,9 @@ class Watcher(TrainerCallback):
     def __init__(self, run):
         self.run = run
 
-    def on_train_begin(self, args, state, control, **_):
-        self.bar = tqdm(desc="GRPO", initial=state.global_step, total=state.max_steps)
-
     def on_log(self, args, state, control, logs=None, **_):
         if "reward" in logs:
             self.run.log(state.global_step, tidy(logs))
-            self.bar.set_postfix(reward=f"{logs['reward']:.2f}", length=f"{logs['completions/mean_length']:.0f}")
-
-    def on_step_end(self, args, state, control, **_):
-        self.bar.update()
 
     def on_save(self, args, state, control, **_):
         self.run.plot("grpo.png", PANELS)
-
-    def on_train_end(self, args, state, control, **_):
-        self.bar.close()

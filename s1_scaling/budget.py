@@ -56,6 +56,12 @@ def context_of(path) -> int | None:
     return read_json(Path(path) / "config.json").get("max_position_embeddings")
 
 
+def room(prompts, budget, mark, context):
+    """Most thinking tokens for which a model's context has room (None: not known, and no limit)."""
+    other = max(map(len, prompts), default=0) + len(mark.open + mark.newline + mark.forced) + budget.max_answer
+    return max(0, context - other) if context else budget.max_think
+
+
 def check_context(prompts, budget, mark, context):
     """Stop where prompt + thinking + closing + answer could grow over the model's context. Returns their tokens."""
     longest = max(map(len, prompts), default=0)

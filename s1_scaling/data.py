@@ -117,6 +117,11 @@ def load_splits(args):
     return train, test
 
 
+def own_data(arguments):
+    """What a run was trained on and held out, from its recorded arguments: for load_splits."""
+    return DataArgs(arguments.get("data"), arguments["eval_ratio"], arguments["split_seed"])
+
+
 # -- golds
 
 

@@ -10,6 +10,7 @@ predictions.jsonl, scaling.png. Several trainings (seeds) in one figure: --merge
 Newest run:      python evaluate.py
 An adapter:      python evaluate.py --adapter outputs/s1_scaling/20261122-101500 --data DIR --limit 200
 GSM8K:           python evaluate.py --data openai/gsm8k --max_think 1024
+By difficulty:   python evaluate.py --suggest
 Three seeds:     python evaluate.py --merge DIR1/evaluation_results DIR2/evaluation_results --out figures
 """
 
@@ -17,17 +18,18 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import scaling
-
+import suggest
 from budget import Budget, check_context, choose_engine, context_of, force, hf_engine, vllm_engine
 from common import device, models
 from common.cli import ModelArgs, arg, parse
 from common.files import write_json, write_lines
 from common.grading import is_right, normalise, short_answer
-from data import DataArgs, clean, format_report, gold_of, load, load_splits, with_gold
-from prompt import answer_text, marks, prompt_ids
+from data import clean, format_report, gold_of, load, load_splits, own_data, with_gold
+from prompt import TEMPLATE, answer_text, marks, prompt_ids
 
 DEFAULTS = dict(
     model=None  # the base that the adapter's adapter_config.json names
@@ -53,6 +55,9 @@ class Args(ModelArgs):
     batch_size: int = arg(256, "answers written at once")
     engine: Literal["auto", "vllm", "hf"] = arg("auto", "auto: vLLM where it is installed and fits, else transformers")
     seed: int = arg(42, "of the samples and of the resampling for the intervals")
+    suggest: bool = arg(
+        False, "one run more: each question with a budget of its own, by the traces of training questions like it"
+    )
     merge: list[str] | None = arg(None, "result folders of several trainings: their mean, in one figure")
 
 
@@ -72,13 +77,15 @@ def numbers(text, name, least=0):
     return found
 
 
-def measure(gen_of, tokenizer, mark, rows, args, together=False):
+def measure(gen_of, tokenizer, mark, rows, args, together=False, suggested=(), template=TEMPLATE, quiet=False):
     """One dict per run: kind, budget, and lists with a place for each question.
 
     gen_of(temperature) -> gen. Runs: caps, refused ends, votes. tokens of a vote are those of all its samples. together:
     caps and refused ends in one batch, for an engine where a text that has ended makes room for the next (vLLM).
+    suggested: each question's own cap, for one run more. template: the run's texts.
+    quiet: do not print a line per run.
     """
-    prompts = prompt_ids(tokenizer, rows)
+    prompts = prompt_ids(tokenizer, rows, template)
     golds = [gold_of(row) for row in rows]
 
     def answer(row):
@@ -94,6 +101,11 @@ def measure(gen_of, tokenizer, mark, rows, args, together=False):
             "texts": [tokenizer.decode(row["think"]) + " => " + answer(row) for row in made],
         }  # fmt: skip
 
+    def keep(one):
+        runs.append(one)
+        if not quiet:
+            say(one)
+
     greedy, runs, size = gen_of(0.0), [], len(prompts)
     asked = [("cap", f"at most {cap}", cap, 0) for cap in numbers(args.caps, "caps") if cap < args.max_think]
     asked += [("wait", f"{n} Waits", args.max_think, n) for n in numbers(args.ignores, "ignores")]
@@ -104,8 +116,10 @@ def measure(gen_of, tokenizer, mark, rows, args, together=False):
     else:
         made = (force(greedy, prompts, mark, each) for each in budgets)
     for what, texts in zip(asked, made, strict=True):
-        runs.append(run(*what, texts))
-        say(runs[-1])
+        keep(run(*what, texts))
+    if suggested:
+        own = [Budget(most, 0, args.max_answer) for most in suggested]
+        keep(run("suggested", "suggested", max(suggested), 0, force(greedy, prompts, mark, own)))
     most = numbers(args.votes, "votes")[-1]
     if most:
         many = [prompt for prompt in prompts for _ in range(most)]
@@ -114,7 +128,7 @@ def measure(gen_of, tokenizer, mark, rows, args, together=False):
             mine = [made[n * most : n * most + k] for n in range(len(rows))]
             short = [[short_answer(answer(row), gold) for row in part] for part, gold in zip(mine, golds, strict=True)]
             chosen = [vote(answers) for answers in short]
-            runs.append({
+            keep({
                 "kind": "vote", "name": f"{k} votes", "most": args.max_think * k, "votes": k,
                 "tokens": [sum(len(row["think"]) for row in part) for part in mine],
                 "right": [
@@ -123,7 +137,6 @@ def measure(gen_of, tokenizer, mark, rows, args, together=False):
                 "forced": [row["reason"] == "length" for part in mine for row in part], "waits": [0],
                 "answered": [row["ended"] for part in mine for row in part], "texts": [" | ".join(s) for s in short],
             })  # fmt: skip
-            say(runs[-1])
     return runs
 
 
@@ -132,11 +145,30 @@ def say(run):
     print(f"{run['name']}: {right:.1%} right with {tokens:.1f} thinking tokens", flush=True)
 
 
+def curve(model, tokenizer, rows, args):
+    """Held-out questions with a few budgets, for train.py: prints accuracy over thinking tokens. Returns what run.json keeps
+    of it, and the first row that one Wait mended (or None)."""
+    from common.speed import graph
+
+    gen = hf_engine(model, tokenizer, args.backend, args.batch_size, decode=graph.decode)
+    asked = SimpleNamespace(
+        caps=["0", "16", "32", "48", "64", "96", "128"], ignores=["0", "1", "2"], votes=["0"],
+        max_think=args.max_think, max_answer=args.max_answer,
+    )  # fmt: skip
+    runs = measure(lambda _: gen, tokenizer, marks(tokenizer), rows, asked, quiet=True)
+    right, wrong = scaling.mended(runs)
+    print(f"\n{len(rows)} held-out questions, accuracy over thinking tokens\n{scaling.bars(runs)}")
+    print(f"one Wait: {len(right)} wrong answers became right, {len(wrong)} right ones wrong")
+    names = ("tokens", "right", "waits")
+    kept = [{"name": run["name"]} | {name: scaling.mean(run[name]) for name in names} for run in runs]
+    return dict(budgets=kept, mended=len(right), spoiled=len(wrong)), rows[right[0]] if right else None
+
+
 def test_rows(data, trained):
     """(rows, where they are from). Of the run's own file its held-out part: the model was trained on the rest."""
     own = trained.get("data")
     if data is None or own and Path(data).expanduser().resolve() == Path(own).expanduser().resolve():
-        return load_splits(DataArgs(own, trained["eval_ratio"], trained["split_seed"]))[1], own or "the run's own data"
+        return load_splits(own_data(trained))[1], own or "the run's own data"
     splits = load(data)
     rows, report = clean(splits.get("test", splits.get("train")), data, ("question", "answer"))
     print(format_report(report))
@@ -151,15 +183,21 @@ def main(argv=None):
         numbers(getattr(args, name), name)
     if args.engine == "vllm":
         device.need_vllm()
-    run = models.open_run(args.adapter, args.model, record=args.data is None)
+    run = models.open_run(args.adapter, args.model, record=args.data is None or args.suggest)
     rows, source = test_rows(args.data, run.arguments)
     rows = with_gold(rows)[: args.limit]
     if not rows:
         raise SystemExit(f"{source}: no question with an answer to compare with.")
     tokenizer = models.load_tokenizer(run.adapter)
+    suggested = ()
+    if args.suggest:
+        trained = load_splits(own_data(run.arguments))[0]
+        suggested = suggest.budgets(tokenizer, trained, [row["question"] for row in rows])
+        suggested = [min(most, args.max_think) for most in suggested]
+        print(suggest.as_text(rows, suggested))
     mark = marks(tokenizer)
     longest = Budget(args.max_think, 0, args.max_answer)
-    length = check_context(prompt_ids(tokenizer, rows), longest, mark, context_of(run.base))
+    length = check_context(prompt_ids(tokenizer, rows, run.texts), longest, mark, context_of(run.base))
     from transformers import set_seed
 
     from common.speed import graph
@@ -174,7 +212,7 @@ def main(argv=None):
         def engines(temperature):
             return hf_engine(model, tokenizer, args.backend, args.batch_size, temperature, decode=graph.decode)
 
-    runs = measure(engines, tokenizer, mark, rows, args, together=bool(share))
+    runs = measure(engines, tokenizer, mark, rows, args, bool(share), suggested, run.texts)
     found = scaling.summary(runs, rows, args.seed)
     asked = hashlib.sha256("\n".join(row["question"] for row in rows).encode()).hexdigest()
     facts = {"adapter": str(run.adapter), "data": source, "questions": len(rows), "questions_sha256": asked}
@@ -194,7 +232,7 @@ def main(argv=None):
     ]
     write_lines(out / "predictions.jsonl", pairs)
     scaling.draw([runs], out / "scaling.png", f"{run.adapter.name}: {len(rows)} questions")
-    print(f"{scaling.as_text(runs, found)}\nfigure: {out / 'scaling.png'}")
+    print(f"{scaling.as_text(runs, found)}\n\n{scaling.bars(runs)}\nfigure: {out / 'scaling.png'}")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,18 @@ The default:     python infer.py
 Twice "Wait":    python infer.py --num_ignore 2 --question "What is 87 + 48?"
 Cut off:         python infer.py --max_think 24
 By effort:       python infer.py --effort high
+By difficulty:   python infer.py --suggest
 With vLLM:       python infer.py --engine vllm     (without streaming)
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from budget import EFFORTS, Budget, check_context, context_of, force, hf_engine, vllm_engine
+import suggest
+from budget import EFFORTS, Budget, check_context, context_of, force, hf_engine, room, vllm_engine
 from common import device, models
 from common.cli import ModelArgs, arg, parse
+from data import load_splits, own_data
 from prompt import QUESTION, WAIT, answer_text, marks, prompt_ids
 
 DEFAULTS = dict(
@@ -27,6 +30,7 @@ class Args(ModelArgs):
     effort: Literal["low", "medium", "high"] = arg("medium", "a budget by name: 64 / 512 / 2048 and two Waits")
     max_think: int | None = arg(None, "most thinking tokens, injected ones included (default: the effort's)")
     num_ignore: int | None = arg(None, "ends of thinking that are refused (default: the effort's)")
+    suggest: bool = arg(False, "at most as much thinking as training questions like it took, and a quarter more")
     max_answer: int = arg(64, "longest answer, in tokens")
     wait: str = arg(WAIT, "what is put in place of a refused end")
     temperature: float = arg(0.0, "0: always the likeliest token; 0.7: some variety")
@@ -40,12 +44,17 @@ def main(argv=None):
         device.need_vllm()
     effort = EFFORTS[args.effort]
     given = {name: getattr(args, name) for name in effort if getattr(args, name) is not None}
-    budget = Budget(**effort | given, max_answer=args.max_answer)
-    run = models.open_run(args.adapter, args.model)
+    run = models.open_run(args.adapter, args.model, record=args.suggest)
     tokenizer = models.load_tokenizer(run.adapter)
     mark = marks(tokenizer, args.wait)
-    prompts = prompt_ids(tokenizer, [{"question": args.question}])
-    length = check_context(prompts, budget, mark, context_of(run.base))
+    prompts = prompt_ids(tokenizer, [{"question": args.question}], run.texts)
+    budget, context = Budget(**effort | given, max_answer=args.max_answer), context_of(run.base)
+    if args.max_think is None:
+        if args.suggest:
+            trained = load_splits(own_data(run.arguments))[0]
+            (budget.max_think,) = suggest.budgets(tokenizer, trained, [args.question])
+        budget.max_think = min(budget.max_think, room(prompts, budget, mark, context))  # an effort is a wish
+    length = check_context(prompts, budget, mark, context)
     print(f"adapter: {run.adapter}\n{args.question}   "
           f"[at most {budget.max_think} thinking tokens, {budget.num_ignore} Waits]")  # fmt: skip
     from transformers import set_seed

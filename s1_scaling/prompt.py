@@ -10,6 +10,7 @@ from common.tokens import ids_of
 
 # Said, and not left to the chat template: without one Qwen's and SmolLM2's each put in a text of their own.
 SYSTEM = "You are a helpful assistant."
+TEMPLATE = dict(system_prompt=SYSTEM)  # saved beside the adapter, as NAME.txt
 OPEN = "<|im_start|>think\n"
 ANSWER = "<|im_start|>answer\n"
 FORCED = "Final Answer:"  # only where thinking was cut off
@@ -17,9 +18,12 @@ WAIT = "Wait"
 QUESTION = "How many r in raspberry?"  # what is asked where nothing else is: train.py at its end, infer.py
 
 
-def prompt_ids(tokenizer, rows) -> list[list[int]]:
-    """Token ids of each row's prompt, up to where the assistant begins. Of a row only the question is read."""
-    system = {"role": "system", "content": SYSTEM}
+def prompt_ids(tokenizer, rows, template=TEMPLATE) -> list[list[int]]:
+    """Token ids of each row's prompt, up to where the assistant begins. Of a row only the question is read.
+
+    template: TEMPLATE, or a run's texts; runs that saved none had this one.
+    """
+    system = {"role": "system", "content": template.get("system_prompt", SYSTEM)}
     talks = [[system, {"role": "user", "content": row["question"]}] for row in rows]
     return [tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False) for talk in talks]
 

@@ -139,6 +139,25 @@ def as_text(runs, found):
     return f"{text_table(header, cells)}\n\n{paper}\n{control}"
 
 
+def bars(runs, width=40):
+    """Accuracy over thinking tokens as text: a bar per run without votes, the shortest thinking first."""
+    lines = []
+    for run in sorted((run for run in runs if run["kind"] != "vote"), key=lambda run: mean(run["tokens"])):
+        right = mean(run["right"])
+        bar = "#" * round(width * right)
+        lines.append(
+            f"{run['name']:>12} {mean(run['tokens']):>7.1f} thinking tokens |{bar:<{width}}| {right:4.0%} right"
+        )
+    return "\n".join(lines)
+
+
+def mended(runs):
+    """Places of the questions that one Wait made right, and of those that it made wrong."""
+    named = {run["name"]: run["right"] for run in runs}
+    pairs = list(enumerate(zip(named["0 Waits"], named["1 Waits"], strict=True)))
+    return [n for n, pair in pairs if pair == (False, True)], [n for n, pair in pairs if pair == (True, False)]
+
+
 def draw(results, file, title):
     """scaling.png: accuracy over thinking tokens; of several results the mean in bold, each one thin."""
     import matplotlib

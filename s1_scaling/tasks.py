@@ -39,13 +39,12 @@ def task(draw, domain, level, split):
     return dict(question=question, trace=trace, answer=gold, domain=domain, source="made-up", level=level, look=kind)
 
 
-def make(count, split="train", levels=LEVELS, seed=0, known=()):
+def make(count, split="train", levels=LEVELS, seed=0, known=(), domains=tuple(ASKED)):
     """`count` different tasks, domains and levels in turn. known: questions that must not be asked again."""
     draw, made, asked = random.Random(f"{seed} {split} {levels}"), [], set(known)
     for number in range(count * 100):
         if len(made) == count:
             return made
-        domains = list(ASKED)
         row = task(draw, domains[number % len(domains)], levels[number // len(domains) % len(levels)], split)
         if row["question"] not in asked:
             asked.add(row["question"])
@@ -74,12 +73,12 @@ def spoil(kind, row):
     )
 
 
-def pool(count, levels=LEVELS, seed=0):
+def pool(count, levels=LEVELS, seed=0, domains=tuple(ASKED)):
     """(pool of `count` rows, shuffled; a quarter as many test rows). One pool row in JUNK is spoiled in each way of
     SPOILED, one is a copy of another row, and one is a test question."""
-    test = make(max(10, count // 4), "test", levels, seed)
+    test = make(max(10, count // 4), "test", levels, seed, domains=domains)
     each = max(1, count // JUNK)
-    rows = make(count - each * len(COPIED), "train", levels, seed)
+    rows = make(count - each * len(COPIED), "train", levels, seed, domains=domains)
     draw = random.Random(seed)
     draw.shuffle(rows)
     for number, kind in enumerate(kind for kind in SPOILED for _ in range(each)):
@@ -95,6 +94,7 @@ def main(argv=None):
     )
     parser.add_argument("--generate", type=int, metavar="N", required=True, help="rows of the pool, junk included")
     parser.add_argument("--levels", type=int, nargs="+", choices=LEVELS, default=LEVELS, help="how hard")
+    parser.add_argument("--domains", nargs="+", choices=ASKED, default=list(ASKED), help="which kinds of task")
     parser.add_argument("--seed", type=in_range("seed"), default=0, help="of the tasks and the junk")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for pool.jsonl and test.jsonl")
     args = parser.parse_args(argv)
@@ -102,7 +102,7 @@ def main(argv=None):
     if args.generate < least:
         raise SystemExit(f"--generate {args.generate}: takes at least {least}; nine of them are junk.")
     files = new_files(args.out, "pool.jsonl", "test.jsonl")
-    made = pool(args.generate, tuple(args.levels), args.seed)
+    made = pool(args.generate, tuple(args.levels), args.seed, tuple(args.domains))
     args.out.mkdir(parents=True, exist_ok=True)
     for file, rows in zip(files, made, strict=True):
         write_lines(file, rows)

@@ -25,16 +25,16 @@ from functools import partial
 from pathlib import Path
 
 from budget import Budget, check_context, force, hf_engine, text_of
-from common import device, models, tokens
+from common import device, models, screen, tokens
 from common.cli import SftArgs, arg, parse, trainer_config
 from common.contract import next_steps
 from common.grading import is_right
 from common.hub import choose_quantization, resolve_model
-from common.paths import DEMO_MODEL, command
+from common.paths import command
 from common.rehearse import rehearse
 from common.speed import fit
 from data import DataArgs, gold_of, load_splits, overlap, with_gold
-from prompt import QUESTION, answer_text, encode, marks, prompt_ids
+from prompt import QUESTION, SYSTEM, TEMPLATE, answer_text, encode, marks, prompt_ids
 
 HERE = Path(__file__).resolve().parent
 
@@ -64,23 +64,25 @@ DEFAULTS = dict(
     report_to=["none"],
 )
 DEMO = dict(
-    model=DEMO_MODEL,
+    model=str(HERE / "miniature"),  # can work sums out, but was never told to, see pretrain.py
     auto=False,  # what this file says is what happens, with a GPU, too
     quantization="none",
-    data=str(HERE / "sample"),
+    data=str(HERE / "sample_numbers"),
     max_length=512,
-    learning_rate=2e-3,  # 28 updates only: a small model bears, and needs, larger steps
-    max_steps=28,
+    learning_rate=4e-3,  # a model of 1.7 million parameters bears, and needs, larger steps
+    max_steps=120,
     per_device_train_batch_size=4,
     gradient_accumulation_steps=1,
     gradient_checkpointing=False,
     loss_type="nll",  # TRL's chunked loss saves a GPU's memory; on a CPU it costs half of the time
-    eval_steps=14,
+    eval_steps=60,
     per_device_eval_batch_size=8,
-    save_steps=28,
+    save_steps=120,
+    show_mask=1,
     eval_rows=16,
-    eval_answers=0,
-    max_think=192,
+    eval_answers=60,
+    curve_rows=60,
+    max_think=256,
     cap=24,
 )
 # QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
@@ -89,9 +91,13 @@ NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_qua
 
 @dataclass
 class Args(DataArgs, SftArgs):
+    system_prompt: str | None = arg(None, "what the model is told (default: prompt.py's); saved beside the adapter")
     eval_rows: int = arg(200, "at most so many of the held-out rows are measured while training")
     eval_answers: int = arg(100, "held-out questions answered before and after, without forcing")
-    question: str = arg(QUESTION, "what is asked at the end, with several budgets")
+    curve_rows: int = arg(0, "held-out questions answered with every budget at the end; evaluate.py does it at length")
+    question: str | None = arg(
+        None, "what is asked at the end, with several budgets (default: one that a Wait mends, or raspberry)"
+    )
     max_think: int = arg(2048, "most thinking tokens of these answers")
     cap: int = arg(128, "the small budget at the end")
     max_answer: int = arg(32, "longest answer, in tokens")
@@ -140,18 +146,21 @@ def measure(model, tokenizer, eval_set, rows, args):
     return found
 
 
-def show(model, tokenizer, args):
-    """One question, thought about four times: as it comes, with one and two Waits, and cut off. Returns the texts."""
+def show(model, tokenizer, question, args):
+    """One question: the base, then thought about as it comes, with one and two Waits, and cut off. Returns the texts."""
     from common.speed import graph
 
     gen, mark = hf_engine(model, tokenizer, args.backend, decode=graph.decode), marks(tokenizer)
     budgets = [Budget(args.max_think, ignore, args.max_answer) for ignore in (0, 1, 2)]
-    shown = {}
+    with model.disable_adapter():
+        (row,) = force(gen, prompt_ids(tokenizer, [{"question": question}]), mark, budgets[0])
+    shown = {"base": text_of(row, tokenizer)}
+    print(f"\n{'=' * 100}\n{question}   [the base]\n{'-' * 100}\n{shown['base']}")
     for budget in [*budgets, Budget(args.cap, 0, args.max_answer)]:
-        (row,) = force(gen, prompt_ids(tokenizer, [{"question": args.question}]), mark, budget)
+        (row,) = force(gen, prompt_ids(tokenizer, [{"question": question}]), mark, budget)
         name = f"num_ignore {budget.num_ignore}, at most {budget.max_think} thinking tokens"
         shown[name] = text_of(row, tokenizer)
-        print(f"\n{'=' * 100}\n{args.question}   [{name}]\n{'-' * 100}\n{shown[name]}")
+        print(f"\n{'=' * 100}\n{question}   [{name}]\n{'-' * 100}\n{shown[name]}")
     print("=" * 100)
     return shown
 
@@ -162,6 +171,8 @@ def main(argv=None):
         return rehearse(__file__, argv)
     if args.estimate:
         return fit.estimate(args, "max_length")
+    TEMPLATE["system_prompt"] = args.system_prompt or SYSTEM  # of all that builds prompts here
+    screen.heading("data")
     train_rows, eval_rows = load_splits(args)
     if not train_rows:
         raise SystemExit(f"{args.data}: nothing to train on, there is only a test file.")
@@ -184,7 +195,7 @@ def main(argv=None):
     to_ids = partial(encode, tokenizer)
     train_set = tokens.tokenize(train_rows, to_ids, config.max_length, "training rows")
     eval_set = tokens.tokenize(traced, to_ids, config.max_length, "held-out rows")
-    asked = prompt_ids(tokenizer, [{"question": args.question}])
+    asked = prompt_ids(tokenizer, [{"question": args.question or QUESTION}])
     check_context(asked, Budget(args.max_think, 0, args.max_answer), marks(tokenizer), config.max_length)
     tokens.show_mask(train_set, tokenizer, args.show_mask)
     fit.tune(config, args, path, train_set)
@@ -201,15 +212,23 @@ def main(argv=None):
             data_collator=packing.collator(tokenizer, args.packing, args.backend),
         )
         shown = with_gold(eval_rows)[: args.eval_answers]
+        screen.heading("before training")
         before = measure(model, tokenizer, eval_set, shown, args)
         run.train(trainer)
-        run.save(trainer, tokenizer)
+        run.save(trainer, tokenizer, **TEMPLATE)
+        screen.heading("after training")
         after = measure(model, tokenizer, eval_set, shown, args)
-        run.note(before=before, after=after, shown=show(model, tokenizer, args))
+        found, mended = {}, None
+        if args.curve_rows:
+            from evaluate import curve
+
+            found, mended = curve(model, tokenizer, with_gold(eval_rows)[: args.curve_rows], args)
+        question = args.question or (mended["question"] if mended else QUESTION)
+        run.note(before=before, after=after, curve=found, shown=show(model, tokenizer, question, args))
     for name in ("loss", "accuracy", "thinking_tokens", "cut_off"):
         if name in before:
             print(f"held-out {name}: {before[name]:.3f} before, {after[name]:.3f} after")
-    print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder)}")
+    print("\n" + screen.text("Ask it yourself: {command}", command=command("infer.py", "--adapter", run.folder)))
     print(next_steps(run.folder))
 
 

@@ -128,7 +128,7 @@ MEANINGS = {
     "adapter": "(an adapter|an SFT adapter|the SFT adapter|a finished run)",
     "limit": "at most so many",
     "max_new_tokens": "longest answer",
-    "batch_size": r"[\w -]+ (answered|written) at once",
+    "batch_size": r"[\w -]+ (answered|written|measured) at once",
     "rouge": "ROUGE and BLEU",
     "show_answers": "held-out (rows|prompts) answered before and after",
 }

@@ -511,16 +511,6 @@ def test_the_plan_is_said_with_its_cost(tmp_path, args, capsys):
     assert "days on any card. --max_steps 2000: 4,000 rows" in said
 
 
-def test_after_20_steps_time_and_cost_are_said(tmp_path, capsys):
-    recorder = runs.Recorder(
-        SimpleNamespace(steps=100, price=2.5, stop=None, stop_after=None, main=True, world=1, config=True)
-    )
-    for step in range(1, 31):
-        recorder.on_step_end(None, SimpleNamespace(global_step=step), SimpleNamespace())
-    said = capsys.readouterr().out
-    assert said.count("s per step: the rest takes about") == 1 and "0.00 at 2.5 per hour" in said
-
-
 def test_a_trainer_that_cuts_rows_is_stopped(tmp_path, args):
     """TRL cuts at 1024 tokens without a word where nobody tells it otherwise."""
     run = runs.Run(args, config(tmp_path), dataset([1, 2, 3], [4, 5]))

@@ -906,7 +906,22 @@ def test_runs_with_a_scripted_model(s1, tokenizer):
 
 # -- runs
 
-SMALL = ("--max_steps", 2, "--eval_rows", 4, "--eval_answers", 2, "--max_think", 12, "--cap", 4, "--max_answer", 3)
+SMALL = (
+    "--max_steps",
+    2,
+    "--eval_rows",
+    4,
+    "--eval_answers",
+    2,
+    "--curve_rows",
+    2,
+    "--max_think",
+    12,
+    "--cap",
+    4,
+    "--max_answer",
+    3,
+)
 
 
 @pytest.mark.slow
@@ -917,7 +932,7 @@ def test_the_folder_works_alone(copied, script, tiny_model, tmp_path):
     (folder,) = (tmp_path / "outputs" / "s1_scaling").iterdir()
     names = {file.name for file in folder.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "loss.png", "metrics.jsonl", "run.json"} <= names
-    assert "plan: 144 rows" in shown and "0 of 60 held-out questions share 8 words" in shown
+    assert "plan: 213 rows" in shown and "0 of 60 held-out questions share 8 words" in shown
     for said in (
         "num_ignore 0, at most 12",
         "num_ignore 1, at most 12",
@@ -928,7 +943,9 @@ def test_the_folder_works_alone(copied, script, tiny_model, tmp_path):
     assert "[cut off: the budget is spent]" in shown and "held-out accuracy: 0.000 before" in shown
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished" and record["before"]["thinking_tokens"] <= 12
-    assert set(record["after"]) >= {"loss", "accuracy", "thinking_tokens", "cut_off"} and len(record["shown"]) == 4
+    assert (
+        set(record["after"]) >= {"loss", "accuracy", "thinking_tokens", "cut_off"} and len(record["shown"]) == 5
+    )  # the base first
 
     said = script(task / "infer.py", "--max_think", 6, "--num_ignore", 1, "--max_answer", 3).stdout
     assert f"adapter: {folder}" in said and "How many r in raspberry?" in said

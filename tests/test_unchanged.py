@@ -20,6 +20,7 @@ DIGESTS = {  # sha256 of the demo's training rows, its first twelve digits
     "r1_grpo": "6fb0f2e19230",
     "vl_insurance": "2681d80cdc06",
 }
+OLD_DEMO = {"s1_scaling": ["--model", "demo/SmolLM2-135M-Instruct", "--data", "sample", "--max_length", "512"]}
 CODE = """
 import json, sys
 sys.path[0] = "."
@@ -30,7 +31,7 @@ def digest(args, config=None, dataset=None, *more, **named):
     raise Rows(runs.dataset_digest(dataset))
 runs.Run = digest
 try:
-    train.main(["--demo"])
+    train.main(["--demo", *sys.argv[1:]])
 except Rows as rows:
     print(json.dumps(rows.args[0][:12]))
 """
@@ -40,7 +41,11 @@ except Rows as rows:
 @pytest.mark.parametrize("task", ["alpaca", "medical", "domain_mix", "s1_scaling", "r1_grpo", "vl_insurance"])
 def test_ids_and_labels_are_what_they_were(task, environment, demo_model):
     done = subprocess.run(
-        [sys.executable, "-c", CODE], cwd=ROOT / task, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", CODE, *OLD_DEMO.get(task, ())],
+        cwd=ROOT / task,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == DIGESTS[task]

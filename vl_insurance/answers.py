@@ -4,8 +4,9 @@ import contextlib
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from common import runs, screen
+from common.files import text_table
 from fields import FIELDS, parse, score
 from pictures import load_image
 from prompt import prompt_text
@@ -34,7 +35,7 @@ def generate(model, processor, pictures, prompts, max_new_tokens=200, batch_size
     """
     made, tokenizer = [], processor.tokenizer
     with inference(model, backend):
-        for start in tqdm(range(0, len(prompts), batch_size), desc="answers", leave=False):
+        for start in screen.bar("sampling answers", None, " batches", range(0, len(prompts), batch_size)):
             texts = [prompt_text(processor, {"prompt": each}) for each in prompts[start : start + batch_size]]
             batch = pictures[start : start + batch_size]
             images = [[load_image(each) if isinstance(each, str | Path) else each] for each in batch]
@@ -59,6 +60,7 @@ def generate(model, processor, pictures, prompts, max_new_tokens=200, batch_size
 def measure(trainer, processor, shown, args, prompt=None):
     """Held-out loss, and answers to the shown rows: as they are, and with the pictures exchanged. prompt: instead of theirs."""
     prompts, paths = [prompt or row["prompt"] for row in shown], [row["image"] for row in shown]
+    runs.quiet(trainer)
     made = {"loss": trainer.evaluate()["eval_loss"]} if trainer.eval_dataset is not None else {}
     # Each row gets the next one's picture. A model that answers the same to it does not look.
     for name, pictures in (("answers", paths), ("exchanged", paths[1:] + paths[:1])):
@@ -66,10 +68,37 @@ def measure(trainer, processor, shown, args, prompt=None):
     return made
 
 
-def show(before, after, shown, base_prompt):
-    """Print what a person wants to see: the same photos read before and after."""
+PRINTED = 6  # answers that are shown whole; all are counted
+
+
+def learned(before, after, shown):
+    """What was and what wasn't learned, as a table and a line: answers to the letter and each fact, counted before and after."""
     truth = [parse(row["response"]) for row in shown]
-    for row, old, new in zip(shown, before["answers"], after["answers"], strict=True):
+    counts = {"the whole answer": [sum(map(str.__eq__, each["answers"], [row["response"] for row in shown]))
+                                         for each in (before, after)]}  # fmt: skip
+    for name in FIELDS:
+        counts[name] = [
+            sum(parse(text)[name] == gold[name] for text, gold in zip(each["answers"], truth, strict=True))
+            for each in (before, after)
+        ]
+    cells = [
+        (name, f"{old} of {len(shown)}", f"{new} of {len(shown)}", f"{new - old:+d}")
+        for name, (old, new) in counts.items()
+    ]
+    kinds = {
+        "learned": [name for name, (old, new) in counts.items() if new > old],
+        "known before, and kept": [name for name, (old, new) in counts.items() if new == old == len(shown)],
+        "not learned": [name for name, (old, new) in counts.items() if new == old < len(shown)],
+        "lost on the way": [name for name, (old, new) in counts.items() if new < old],
+    }
+    said = [f"{screen.text(kind)}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    return "\n".join([text_table(("right on held-out pictures", "before", "after", "change"), cells), *said])
+
+
+def show(before, after, shown, base_prompt):
+    """Print what a person wants to see: the same photos read before and after, and what was learned."""
+    truth = [parse(row["response"]) for row in shown]
+    for row, old, new in list(zip(shown, before["answers"], after["answers"], strict=True))[:PRINTED]:
         print(
             f"\n{'=' * 100}\npicture:     {row['image']}\nquestion:    {row['prompt']}\nreference:   {row['response']}"
         )
@@ -87,5 +116,7 @@ def show(before, after, shown, base_prompt):
                   f"all {len(FIELDS)} facts {scores['document_exact']:.2f}; with the next row's picture "
                   f"{score(moved, others)['document_exact']:.2f} say what that picture shows and "
                   f"{score(moved, truth)['document_exact']:.2f} what they said before")  # fmt: skip
+    if shown:
+        print(learned(before, after, shown))
     if "loss" in before:
         print(f"held-out loss: {before['loss']:.3f} before, {after['loss']:.3f} after")

@@ -17,7 +17,7 @@ Override anything:  python train.py --data qwen-vl-train.xlsx --max_pixels 40140
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import device, tokens
+from common import device, screen, tokens
 from common.cli import ModelArgs, RehearsalArgs, arg, parse, trainer_config
 from common.contract import next_steps
 from common.hub import choose_quantization, resolve_model
@@ -76,10 +76,11 @@ DEMO = dict(
     per_device_eval_batch_size=8,
     eval_steps=100,
     save_steps=100,
+    show_mask=1,
     logging_steps=10,
     gradient_checkpointing=False,
     loss_type="nll",  # TRL's chunked loss saves a GPU's memory; on a CPU it costs half of the time
-    show_answers=6,
+    show_answers=32,  # all that are held out
     max_new_tokens=96,
 )
 # QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
@@ -176,6 +177,7 @@ def main(argv=None):
             return dict(tokens=rows * taken, patches=rows * pixels // 196 if args.finetune_vision_layers else 0)
 
         return fit.estimate(args, "max_pixels", work)
+    screen.heading("data")
     train_rows, eval_rows = load_splits(args)
     eval_rows = eval_rows[: args.overfit or args.eval_rows]
     path = resolve_model(args.model)
@@ -209,13 +211,16 @@ def main(argv=None):
             data_collator=collator(model, processor, args.backend, args.max_length),
         )
         shown = eval_rows[: args.show_answers]
+        screen.heading("before training")
         before = measure(trainer, processor, shown, args, args.base_prompt)
         run.train(trainer)
         run.save(trainer, processor, prompt=shown[0]["prompt"] if shown else eval_rows[0]["prompt"])
+        screen.heading("after training")
         after = measure(trainer, processor, shown, args)
         run.note(before=before, after=after)
     show(before, after, shown, args.base_prompt)
-    print(f"\nAsk it yourself: {command('infer.py', '--adapter', run.folder, '--image', Path(eval_rows[0]['image']))}")
+    asked = command("infer.py", "--compare", "--adapter", run.folder, "--image", Path(eval_rows[0]["image"]))
+    print("\n" + screen.text("Ask it yourself: {command}", command=asked))
     print(next_steps(run.folder))
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import device, paths, settings
+from common import device, paths, screen, settings
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KINDS = {"str": str, "int": int, "float": float}
@@ -88,15 +88,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         if unknown := re.match(r"unrecognized arguments: --([\w-]+)", message):
-            message = f"unknown flag --{unknown[1]}{self.nearest(unknown[1])}"
+            message = screen.text("unknown flag --{name}", name=unknown[1]) + self.nearest(unknown[1])
         message = re.sub(r"(\S{80})\S+", r"\1...", " ".join(message.split()))
-        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {self.source}{message}")
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {screen.text('error: {message}', message=self.source + message)}")
 
     def nearest(self, name):
-        if said := _NO_FLAGS.get(name.replace("-", "_")):
-            return said
         near = difflib.get_close_matches(name.replace("-", "_"), [action.dest for action in self._actions], n=1)
-        return f"; did you mean --{near[0]}?" if near else "; --help lists this recipe's flags, --help_all every one"
+        more = "; did you mean --{near}?" if near else "; --help lists this recipe's flags, --help_all every one"
+        return screen.text(_NO_FLAGS.get(name.replace("-", "_")) or more, near="".join(near))
 
 
 def parse(script, defaults, demo, flags, trainer=None, argv=None) -> argparse.Namespace:

@@ -17,9 +17,8 @@ import matplotlib
 import numpy
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from common import models
+from common import models, screen
 from common.answers import generate, heldout_loss
 from common.files import replace_text, text_table, write_json, write_lines
 
@@ -95,7 +94,7 @@ def reference_losses(model, prompts, completions, pad_token_id, batch_size=8):
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]), reverse=True)
     losses = [0.0] * len(prompts)
     with torch.no_grad():
-        for start in tqdm(range(0, len(order), batch_size), desc="loss of the references", leave=False):
+        for start in screen.bar("loss of the references", None, " batches", range(0, len(order), batch_size)):
             batch = order[start : start + batch_size]
             rows = [torch.tensor(prompts[i] + completions[i]) for i in batch]
             ids = pad_sequence(rows, True, pad_token_id).to(model.device)
@@ -273,14 +272,16 @@ def show(before, after, asked):
 
     before, after: of `before_after`. asked: for each answer a dict of what to print above it, such as question and reference.
     """
+    empty = screen.text("(empty)")
     for row, old, new in zip(asked, before["answers"], after["answers"], strict=True):
         print("\n" + "=" * 100)
-        print("\n".join(f"{name + ':':<12} {text}" for name, text in row.items() if text))
-        print(f"{'-' * 100}\n{'before:':<12} {old or '(empty)'}\n{'-' * 100}\n{'after:':<12} {new or '(empty)'}")
+        print("\n".join(f"{screen.label(name)} {text}" for name, text in row.items() if text))
+        print(
+            f"{'-' * 100}\n{screen.label('before')} {old or empty}\n{'-' * 100}\n{screen.label('after')} {new or empty}"
+        )
     print("=" * 100)
+    told = "held-out perplexity{name}: {before:.2f} before, {after:.2f} after ({rows} rows, {tokens:,} tokens counted)"
     for name in [""] if "loss" in after else [key for key in after if key != "answers"]:
         one, two = (found[name] if name else found for found in (before, after))
-        print(
-            f"held-out perplexity{', ' * bool(name) + name}: {one['perplexity']:.2f} before, {two['perplexity']:.2f} after"
-            f" ({two['rows']} rows, {two['tokens']:,} tokens counted)"
-        )
+        how = dict(before=one["perplexity"], after=two["perplexity"], rows=two["rows"], tokens=two["tokens"])
+        print(screen.text(told, name=", " * bool(name) + name, **how))

@@ -3,8 +3,11 @@
 
 import hashlib
 import itertools
+import sys
 
-TRAINED, SKIPPED, PLAIN = "\033[32m", "\033[90m", "\033[0m"
+from common import screen
+
+TRAINED, SKIPPED, PLAIN = ("\033[32m", "\033[90m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 MASKS = ("completion_mask", "assistant_masks")  # TRL's, of rows that it tokenizes
 
 
@@ -36,7 +39,7 @@ def tokenize(rows, encode, max_length, name):
         remove_columns=table.column_names,
         features=Features(input_ids=List(Value("int32")), labels=List(Value("int32"))),
         new_fingerprint=f"{slug}-tokenized",
-        desc=f"tokenizing {name}",
+        desc=screen.text("tokenizing {name}", name=name),
     )
     report_dropped(len(table), len(dataset), max_length, name)
     return dataset
@@ -58,7 +61,9 @@ def report_dropped(before, after, max_length, name):
     if after < before:
         print(f"{name}: {before - after:,} of {before:,} rows are over --max_length {max_length}: dropped")
     if not after:
-        raise SystemExit(f"{name}: no row fits in --max_length {max_length} tokens.")
+        raise SystemExit(
+            screen.text("{name}: no row fits in --max_length {length} tokens.", name=name, length=max_length)
+        )
 
 
 def ids_of(tokenizer, texts) -> list[list[int]]:
@@ -87,10 +92,8 @@ def trained_share(dataset) -> float:
             counts = counts & (columns[name] != 0) if name in columns and "labels" not in columns else counts
         trained, total = trained + int(counts.sum()), total + len(counts)
     if not trained:
-        ask = (
-            "is the answer empty, cut off by --max_length, or is the text that marks its beginning not in the template?"
-        )
-        raise SystemExit(f"no token is trained on: every label is -100. Look at --show_mask 3: {ask}")
+        ask = "no token is trained on: every label is -100. Look at --show_mask 3: is the answer empty, cut off by --max_length, or is the text that marks its beginning not in the template?"
+        raise SystemExit(screen.text(ask))
     return trained / total
 
 

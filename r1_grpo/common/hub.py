@@ -9,7 +9,7 @@ import re
 import struct
 from pathlib import Path
 
-from common import device
+from common import device, screen
 from common.paths import DEMO_MODEL, models_dir
 
 # What a model needs to run. Pickled weights (*.bin, *.pt) can run code when loaded, so they are never fetched.
@@ -20,7 +20,7 @@ OBJECTS = (
     "added_tokens.json", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 LONG_OBJECTS = ("tokenizer.json", "vocab.json")
-AGAIN = "Bring the file again (a download goes on where it broke off), or give another --model."
+AGAIN = "{place}: {wrong}. Bring the file again (a download goes on where it broke off), or give another --model."
 MARGIN = 1.7e9  # beside torch's tensors: CUDA itself, loaded kernels, its libraries' workspaces, a reserve
 
 
@@ -37,10 +37,11 @@ def resolve_model(name: str) -> Path:
     for place in places:
         if (place / "config.json").exists():
             if wrong := broken(place):
-                raise SystemExit(f"{place}: {wrong}. {AGAIN}")
+                raise SystemExit(screen.text(AGAIN, place=place, wrong=wrong))
             return place
         if (place / "adapter_config.json").exists():
-            raise SystemExit(f"{place} is a LoRA adapter, not a model: give it as --adapter, and its base as --model.")
+            told = "{place} is a LoRA adapter, not a model: give it as --adapter, and its base as --model."
+            raise SystemExit(screen.text(told, place=place))
     if name == DEMO_MODEL:
         from common.demo_model import fetch
 
@@ -67,7 +68,8 @@ def resolve_model(name: str) -> Path:
     fix = f"pip install modelscope && modelscope download --model {name} --local_dir {root / name}"
     if source == "modelscope":
         fix = f"hf download {name} --local-dir {root / name}"
-    raise SystemExit(f"model {name!r} was not found. Tried:\n  " + "\n  ".join(tried) + f"\nTo get it: {fix}")
+    told = "model {name!r} was not found. Tried:\n  {tried}\nTo get it: {fix}"
+    raise SystemExit(screen.text(told, name=name, tried="\n  ".join(tried), fix=fix))
 
 
 def read_object(file: Path, **types) -> dict:
@@ -169,7 +171,8 @@ def load(kind, path: Path, fresh=(), **options):
         f"{name} as {list(one)}, which config.json makes {list(two)}" for name, one, two in found["mismatched_keys"]
     ]
     if wrong:
-        raise SystemExit(f"{path}: its *.safetensors hold {wrong[0]} ({len(wrong)} weights do not fit). {AGAIN}")
+        said = f"its *.safetensors hold {wrong[0]} ({len(wrong)} weights do not fit)"
+        raise SystemExit(screen.text(AGAIN, place=path, wrong=said))
     return model
 
 
@@ -196,7 +199,7 @@ def choose_quantization(choice: str, path: Path) -> bool:
     """Whether to load in 4 bits, by --quantization. Stops where the weights cannot fit, before minutes go into loading."""
     free, cuda = device.free_bytes()
     if choice == "4bit" and not cuda:
-        raise SystemExit(f"--quantization 4bit needs an NVIDIA GPU. {device.no_cuda()}")
+        raise SystemExit(screen.text("--quantization 4bit needs an NVIDIA GPU. {why}", why=device.no_cuda()))
     needs = {"none": weight_bytes(path, False), "4bit": weight_bytes(path, True)}
     if not cuda:
         choice, needs = "none", {"none": 1.2 * needs["none"]}
@@ -205,10 +208,10 @@ def choose_quantization(choice: str, path: Path) -> bool:
     if choice == "auto":
         choice = "none" if needs["none"] < free else "4bit"
     if needs[choice] > free:
-        raise SystemExit(
-            f"{path.name} needs about {needs[choice]:.0f} GB of memory, {free:.0f} GB are free. "
-            + ("Try --quantization 4bit." if "4bit" in needs and choice == "none" else "Try a smaller --model.")
-        )
+        told = "{model} needs about {need:.0f} GB of memory, {free:.0f} GB are free. Try a smaller --model."
+        if "4bit" in needs and choice == "none":
+            told = "{model} needs about {need:.0f} GB of memory, {free:.0f} GB are free. Try --quantization 4bit."
+        raise SystemExit(screen.text(told, model=path.name, need=needs[choice], free=free))
     return choice == "4bit"
 
 

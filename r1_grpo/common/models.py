@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import adapters, device, hub
+from common import adapters, device, hub, screen
 from common.files import read_json
 from common.paths import TASK_DIR, output_dir
 
@@ -110,7 +110,8 @@ def open_run(adapter=None, model=None, needed=(), record=False, own=None) -> Tra
     """
     adapter = Path(adapter).expanduser() if adapter else latest()
     if not (adapter / "adapter_config.json").exists():
-        raise SystemExit(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
+        told = "{adapter} holds no adapter (no adapter_config.json). Give the folder that train.py named."
+        raise SystemExit(screen.text(told, adapter=adapter))
     found = adapters.read_record(adapter)
     task = found.get("task", TASK_DIR.name)
     texts = adapters.read_texts(adapter, own or (needed if isinstance(needed, dict) else {}))
@@ -136,7 +137,7 @@ def latest(stage="") -> Path:
     finished = [(at if adapters.finite(at := record.get("finished")) else file.stat().st_mtime, file.parent)
                 for file, record in records if record.get("status") == "finished"]  # fmt: skip
     if not finished:
-        raise SystemExit(f"no finished run in {root}: run train.py first, or name a folder.")
+        raise SystemExit(screen.text("no finished run in {root}: run train.py first, or name a folder.", root=root))
     return max(finished)[1]
 
 

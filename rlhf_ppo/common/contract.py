@@ -11,6 +11,7 @@ import json
 import math
 from pathlib import Path
 
+from common import screen
 from common.files import read_json, replace_text, write_json
 from common.paths import TASK_DIR, command
 from common.tokens import labels_of
@@ -26,7 +27,7 @@ your steps
 the number alone
 </answer>"""
 OLD = {"r1_grpo": R1}  # of runs that did not save it yet
-SEVERAL_TURNS = {"domain_mix", "rlhf_ppo"}  # asked with history, in training or by their own chat.py
+SEVERAL_TURNS = {"domain_mix", "preference", "rlhf_ppo"}  # asked with history, in training or by their own chat.py
 KINDS = {True: "plain", "gaussian": "plain", "orthogonal": "plain", "eva": "plain", "mica": "plain"}
 MERGED_ONLY = {"pissa", "olora"}  # A and B beside other base weights, which PEFT computes again at loading
 
@@ -209,6 +210,7 @@ def next_steps(folder: Path) -> str:
     """What comes after training, as commands: files for other programs, and whether these are the trained model."""
     if (TASK_DIR.parent / "deploy" / "export.py").is_file():
         made, judged = (command(f"../deploy/{name}.py", folder) for name in ("export", "gate"))
-        return f"As files for other programs: {made}\nAre they the trained model?  {judged}"
+        told = "As files for other programs: {made}\nAre they the trained model?  {judged}"
+        return screen.text(told, made=made, judged=judged)
     return ("As files for llama.cpp, Ollama or vLLM, and proved to be this model: copy the repository's folder deploy/ beside "
             f"this one, then {command('../deploy/export.py', folder)}")  # fmt: skip

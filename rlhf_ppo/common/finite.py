@@ -6,6 +6,8 @@ import math
 import torch
 from transformers import TrainerCallback
 
+from common import screen
+
 IN_A_ROW = 5  # updates left out, and the run ends
 OVERFLOWS = 40  # of fp16's loss scale: each one halves it, from 2^16, and at 2^-24 no smaller one helps
 
@@ -58,10 +60,8 @@ def stop(why: str, step: int, args=None, folder=None):
     """End a run that is no longer finite. It stays unfinished, so that no script takes it for the newest."""
     half = " --bf16 true in the place of --fp16 true, where the card has it, or" if getattr(args, "fp16", False) else ""
     where = folder or getattr(args, "output_dir", None) or "its folder"
-    raise SystemExit(
-        f"stopped at step {step}: {why}. Nothing is saved as the result; in {where} metrics.jsonl and the checkpoints before "
-        f"this step are kept. Try{half} a lower --learning_rate."
-    )
+    told = "stopped at step {step}: {why}. Nothing is saved as the result; in {where} metrics.jsonl and the checkpoints before this step are kept. Try{half} a lower --learning_rate."
+    raise SystemExit(screen.text(told, step=step, why=why, where=where, half=half))
 
 
 def whole_norm(tensors) -> float:

@@ -33,10 +33,9 @@ from pathlib import Path
 import numpy
 import torch
 from torch.utils._pytree import tree_leaves
-from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from common import contract, device, files, tokens, trackers
+from common import contract, device, files, screen, tokens, trackers
 from common.finite import GradientGuard, check_weights
 from common.hub import resolve_model
 from common.models import widen_adapters
@@ -64,7 +63,7 @@ class Run:
     """
 
     def __init__(self, args, config=None, dataset=None, draw=None, stage="", inputs=None, marker="trainer_state.json"):
-        self.config, self.stage, self.marker, self.draw = config, stage, marker, draw
+        self.config, self.stage, self.marker, self.draw, self.price = config, stage, marker, draw, None
         arguments, asked = vars(args), args.output_dir
         self.main, self.world = True, 1
         made_of = {"inputs": inputs}
@@ -178,25 +177,23 @@ class Run:
     def _say(self):
         if self.config:
             epochs = self.steps * self.rows_per_step / (self.rows * self.group)
-            plan = (
-                f"plan: {self.rows:,} rows, {self.tokens:,} tokens ({self.tokens / self.rows:.0f} per row, {self.share:.0%} "
-                f"trained on); {self.steps:,} optimizer "
-                f"steps of {self.rows_per_step} rows = {epochs:.2g} epochs, about {self.tokens * epochs:,.0f} tokens"
-            )
+            plan = "plan: {rows:,} rows, {tokens:,} tokens ({mean:.0f} per row, {share:.0%} trained on); {steps:,} optimizer steps of {batch} rows = {epochs:.2g} epochs, about {seen:,.0f} tokens"
             if self.group > 1:
-                plan = (
-                    f"plan: {self.rows:,} prompts of {self.tokens / self.rows:.0f} tokens; {self.steps:,} optimizer steps of "
-                    f"{self.rows_per_step} completions, {self.group} per prompt = {epochs:.2g} epochs"
-                )
-            print(plan)
+                plan = "plan: {rows:,} prompts of {mean:.0f} tokens; {steps:,} optimizer steps of {batch} completions, {group} per prompt = {epochs:.2g} epochs"
+            facts = {name: vars(self)[name] for name in ("rows", "tokens", "share", "steps", "group")}
+            facts |= dict(
+                mean=self.tokens / self.rows, batch=self.rows_per_step, epochs=epochs, seen=self.tokens * epochs
+            )
+            print(screen.text(plan, **facts))
             if self.steps > 10_000:
-                rows = 2000 * self.rows_per_step
-                print(f"      {self.steps:,} steps are days on any card. --max_steps 2000: {rows:,} rows")
-        print(f"{self.stage or 'run'}: {self.folder}")
+                many = "      {steps:,} steps are days on any card. --max_steps 2000: {rows:,} rows"
+                print(screen.text(many, steps=self.steps, rows=2000 * self.rows_per_step))
+        print(f"{self.stage}: {self.folder}" if self.stage else screen.text("run: {folder}", folder=self.folder))
         if self.finished:
             print("      finished before with these arguments and inputs")
         if self.checkpoint:
-            print(f"      an unfinished run with these arguments and this data goes on from {self.checkpoint.name}")
+            more = "      an unfinished run with these arguments and this data goes on from {checkpoint}"
+            print(screen.text(more, checkpoint=self.checkpoint.name))
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +219,7 @@ class Run:
                 self._broken(f"{kind.__name__}: {error}", error)
             elif not self.config:
                 self.finish(seconds=self.seconds(), **device.peak_memory())
-                print(f"saved: {self.folder}")
+                print(screen.text("saved: {folder}", folder=self.folder))
             elif self.saved:
                 if self.main:
                     self.card()
@@ -269,7 +266,8 @@ class Run:
         if not self.training or self.stop:
             raise SystemExit(128 + number)
         self.stop = number
-        os.write(2, b"\nstopping: a checkpoint is saved after this step; the same command goes on from it\n")
+        said = screen.text("stopping: a checkpoint is saved after this step; the same command goes on from it")
+        os.write(2, f"\n{said}\n".encode())
 
     def end_if_stopped(self):
         """After a checkpoint: leave with 128 + N if signal N asked for it."""
@@ -353,6 +351,7 @@ class Run:
                 f"the trainer sees {seen:,} tokens instead of {self.tokens:,}: it cuts rows at another length."
             )
         widen_adapters(trainer.model)
+        screen.heading("training")
         self.go_on(trainer)
         steps = trainer.state.global_step
         seen = round(self.tokens / self.rows * self.rows_per_step * steps)  # padding is not counted
@@ -371,6 +370,7 @@ class Run:
         if config.hub_token:  # the libraries look there, too, and training_args.bin does not
             os.environ["HF_TOKEN"], config.hub_token = config.hub_token, None
         self.needed = 3 * sum(each.nbytes for each in trainer.model.parameters() if each.requires_grad)
+        quiet(trainer)
         if not any(isinstance(each, GradientGuard) for each in trainer.callback_handler.callbacks):
             trainer.add_callback(GradientGuard())
         trainer.add_callback(Recorder(self))
@@ -383,11 +383,8 @@ class Run:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         except torch.cuda.OutOfMemoryError as error:
             batch = config.gradient_accumulation_steps * config.per_device_train_batch_size
-            raise SystemExit(
-                f"{str(error).splitlines()[0]}\nTry, in this order: --per_device_train_batch_size 1 with "
-                f"--gradient_accumulation_steps {batch} (the same updates); --quantization 4bit; "
-                "--gradient_checkpointing true; a smaller --max_length; a smaller --model."
-            ) from None
+            advice = "{error}\nTry, in this order: --per_device_train_batch_size 1 with --gradient_accumulation_steps {batch} (the same updates); --quantization 4bit; --gradient_checkpointing true; a smaller --max_length; a smaller --model."
+            raise SystemExit(screen.text(advice, error=str(error).splitlines()[0], batch=batch)) from None
         finally:
             self.training = False
 
@@ -417,7 +414,7 @@ class Run:
         contract.write(self.folder, TASK_DIR.name, tokenizer, self.record, self.record["weights"])
         contract.keep_rows(self.folder, trainer.eval_dataset, trainer.train_dataset)
         self.card()
-        print(f"saved: {self.folder}")
+        print(screen.text("saved: {folder}", folder=self.folder))
 
     def card(self):
         """Write README.md: what this adapter is, in the form that a hub reads."""
@@ -474,16 +471,27 @@ class Run:
         return state
 
 
+def quiet(trainer):
+    """Take from a trainer what prints each log whole: forty numbers per step, which are in metrics.jsonl."""
+    for each in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(each)
+
+
 class Recorder(TrainerCallback):
-    """Writes metrics.jsonl (but not for an own loop), says how long it will take, stops after a signal, completes
+    """Writes metrics.jsonl (but not for an own loop), prints a line for each log, stops after a signal, completes
     checkpoints, keeps the newest and the best; after a resume, goes on counting where the trainer begins anew."""
 
     def __init__(self, run):
-        self.run, self.times = run, []
+        self.run, self.spent, self.seen, self.steps = run, 0.0, 0, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         run, trainer = self.run, self.run.trainer
+        self.steps = screen.Steps(run.stage or "training", state.max_steps, state.global_step, run.price)
         if not run.checkpoint:
+            if trainer.eval_dataset is not None and args.eval_strategy != "no" and not args.eval_on_start:
+                random = random_state()  # training must not notice that it is watched
+                trainer.evaluate()
+                set_random_state(random)
             return
         args.eval_on_start = False  # that was measured before
         best = best_of(run.folder, files.read_json(run.checkpoint / "trainer_state.json"))
@@ -494,7 +502,7 @@ class Recorder(TrainerCallback):
         )
         trainer._tr_loss = torch.tensor(losses[args.process_index % len(losses)], device=args.device)
         if "tokens" in counted:
-            trainer._total_train_tokens = counted["tokens"]
+            self.seen = trainer._total_train_tokens = counted["tokens"]
         for name, values in counted.get("metrics", {}).items():
             trainer._metrics["train"][name] = values
         trainer.model.train(counted.get("training", True))  # TRL's last log tells of what was done last
@@ -509,16 +517,30 @@ class Recorder(TrainerCallback):
                 logs[name] = round(logs[name] * here / (before + here), 3)
         if self.run.main and self.run.config:
             self.run.log(state.global_step, logs)
+        if self.run.main and self.steps:
+            self.steps.log(state.global_step, logs, logs.get("tokens_per_second") or self.speed(logs))
+
+    def speed(self, logs):
+        """Tokens per second of the steps since the last log, by TRL's count, without what evaluation took."""
+        if "num_tokens" not in logs or not self.spent:
+            return None
+        new, spent = logs["num_tokens"] - self.seen, self.spent
+        self.seen, self.spent = logs["num_tokens"], 0.0
+        return new / spent
+
+    def on_train_end(self, *_, **kwargs):
+        self.steps.close()
+
+    def on_prediction_step(self, *_, eval_dataloader=None, **kwargs):
+        self.steps.measure(len(eval_dataloader))
+
+    def on_step_begin(self, *_, **kwargs):
+        self.begun = time.time()
 
     def on_step_end(self, args, state, control, **kwargs):
-        run, times = self.run, self.times
-        times.append(time.time())
-        if len(times) == 20 and run.config:
-            step = (times[-1] - times[0]) / 19  # the first step compiles and warms up
-            left = step * (run.steps - state.global_step)
-            price = f", {left / 3600 * run.price:.2f} at {run.price} per hour" if run.price else ""
-            hours = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.1f} minutes"
-            tqdm.write(f"{step:.2f} s per step: the rest takes about {hours}{price}")
+        run = self.run
+        self.spent += time.time() - self.begun
+        self.steps.bar.update(state.global_step - self.steps.bar.n)
         if state.global_step == run.stop_after:
             run.stop = run.stop or signal.SIGTERM
         stop = bool(run.stop)

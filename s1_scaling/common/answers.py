@@ -6,9 +6,8 @@ import math
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from common import device, models, tokens
+from common import device, models, screen, tokens
 
 TOKENS = 4096  # of a batch that is measured, padding too, or one row: 1.2 GB of logits for Qwen's 152,000 words
 CHUNK = 1024  # tokens whose logits exist in float32 at a time: 0.6 GB
@@ -27,8 +26,8 @@ def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict
         batches.append(order[:size])
         order = order[size:]
     total, count = 0.0, 0
-    with models.inference(model, "hf"):
-        for batch in tqdm(batches, desc="held-out loss", leave=False):
+    with models.inference(model, "hf"), screen.bar("held-out loss", sum(lengths), " tokens") as bar:
+        for batch in batches:
             rows = [dataset[i] for i in batch]
             ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, pad_token_id).to(model.device)
             labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], True, -100).to(model.device)
@@ -40,6 +39,7 @@ def heldout_loss(model, dataset, pad_token_id: int, batch_size: int = 8) -> dict
                 row, column = part // logits.shape[1], part % logits.shape[1]
                 total += cross_entropy(logits[row, column].float(), labels[part].long(), reduction="sum").item()
             count += len(places)
+            bar.update(sum(lengths[i] for i in batch))
     return {"loss": total / count, "perplexity": math.exp(total / count), "tokens": count, "rows": len(dataset)}
 
 
@@ -75,8 +75,11 @@ def generate(
     # The longest first: if memory is short, that shows at once.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers = [""] * len(prompts)
-    with models.inference(model, backend):
-        for start in tqdm(range(0, len(order), batch_size), desc="answers", leave=False, disable=bool(streamer)):
+    with (
+        models.inference(model, backend),
+        screen.bar("sampling answers", len(order), " answers", hidden=bool(streamer)) as bar,
+    ):
+        for start in range(0, len(order), batch_size):
             batch = [prompts[i] for i in order[start : start + batch_size]]
             if fast:
                 rows = decode(model, batch, max_new_tokens, how.get("temperature", 0), ends, pad)
@@ -92,4 +95,5 @@ def generate(
             for i, row in zip(order[start : start + batch_size], rows, strict=True):
                 row = cut(row, ends)
                 answers[i] = row if return_ids else tokenizer.decode(row, skip_special_tokens=True).strip()
+            bar.update(len(batch))
     return answers

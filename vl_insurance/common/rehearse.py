@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import screen
 from common.files import read_json
 from common.paths import TASK_DIR, check_disk, output_dir
 
@@ -45,7 +46,7 @@ def rehearse(script, argv):
             ("gate", [deploy / "gate.py", run, "--files", files], UNSURE),
         ]
     for name, command, good in parts:
-        print(f"\n== rehearsal: {name}", flush=True)
+        screen.heading("rehearsal: {name}", name=name)
         began = time.time()
         code = subprocess.run([sys.executable, *map(str, command)]).returncode
         if code not in good:

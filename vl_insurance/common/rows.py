@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from common import screen
 from common.files import new_file
 from common.paths import data_dir
 from common.tables import Bad, Unusable, csv_rows, workbook_rows
@@ -116,17 +117,16 @@ def read_lines(path) -> list:
 def from_hub(source, suffixes, **options):
     """A data set of the hub. suffixes: of names that are meant as files, which nobody should look for on a hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or Path(source).suffix in suffixes:
-        raise SystemExit(f"{source}: no such file or folder, and not of the form <org>/<name> that a hub has.")
+        told = "{source}: no such file or folder, and not of the form <org>/<name> that a hub has."
+        raise SystemExit(screen.text(told, source=source))
     import datasets
 
     try:
         return datasets.load_dataset(str(source), **options)
     except Exception as error:  # no network, no such name, a gated set: the same advice
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SystemExit(
-            f"{source}: no such file or folder here, and the hub did not give it: {reason}\n"
-            "Check the name and the network, set HF_ENDPOINT to a mirror, or copy the data here and give --data PATH."
-        ) from None
+        told = "{source}: no such file or folder here, and the hub did not give it: {why}\nCheck the name and the network, set HF_ENDPOINT to a mirror, or copy the data here and give --data PATH."
+        raise SystemExit(screen.text(told, source=source, why=reason)) from None
 
 
 def data_files(folder, suffixes=SUFFIXES) -> list:
@@ -407,11 +407,12 @@ def keep(found, check, source, what="row", used=None, key=None, needed=()):
     there = ", ".join(sorted(map(str, columns))) or "none"
     for name in needed:
         if set(report["dropped"]) == {MISSING} and not rows and name not in columns:
-            raise SystemExit(f"{source}: no column {name!r}. Columns found: {there}.")
+            told = "{source}: no column {name!r}. Columns found: {there}."
+            raise SystemExit(screen.text(told, source=source, name=name, there=there))
     if not rows:
-        raise SystemExit(
-            f"{format_report(report)}\n{_shown(f'{source}: no usable {what} in it. Columns found: {there}.')}"
-        )
+        told = "{source}: no usable {what} in it. Columns found: {there}."
+        told = screen.text(told, source=source, what=what, there=there)
+        raise SystemExit(f"{format_report(report)}\n{_shown(told)}")
     report["notes"] += [*_suspects(rows, places), *(_repeats(rows, places, key) if key else ())]
     return rows, report
 

@@ -1,0 +1,89 @@
+"""The model that is trained: the frozen base with a fresh adapter, or with that of an SFT run and a frozen copy beside it."""
+
+import hashlib
+from pathlib import Path
+
+from common import adapters, device, files, hub, models
+from common.speed import lora, packing
+from pairs import CHUNK, REFERENCE
+from prompt import TEMPLATE
+
+# QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
+NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+
+
+def begin(args):
+    """--start brings its base; what is in it is part of a run's identity, as the data is."""
+    args.backend = "hf"  # adapters take turns here, which is PEFT's way
+    if not args.start:
+        return
+    folder = Path(args.start).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        raise SystemExit(
+            f"{args.start} holds no adapter (no adapter_config.json). Give the folder that an SFT train.py named."
+        )
+    if "model" not in args.given:
+        args.model = adapters.base_of(folder)
+    weights = folder / "adapter_model.safetensors"
+    args.start_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+
+
+def tokenizer_of(args, path):
+    """(tokenizer, texts to save): of the start, with the prompt that it was trained with, or of the base."""
+    if not args.start:
+        return models.load_tokenizer(path), TEMPLATE
+    folder = Path(args.start).expanduser()
+    tokenizer, served = models.load_tokenizer(folder), folder / "serving_template.jinja"
+    if not served.is_file():
+        raise SystemExit(
+            f"{folder} has no serving_template.jinja, which says how it is asked: deploy/contract.py writes one."
+        )
+    tokenizer.chat_template = served.read_text(encoding="utf-8")
+    return tokenizer, dict(system_prompt=files.read_json(folder / "serving.json").get("system") or "")
+
+
+def load_model(args, config, path):
+    """The frozen base with the adapter that is trained; with --start a frozen copy of it beside. Says whether it packs."""
+    from peft import LoraConfig
+
+    nf4 = NF4 if hub.choose_quantization(args.quantization, path) else None
+    model = models.load_base(path, args.backend, nf4, device.dtype(config), args.max_length)
+    if args.start:
+        folder = Path(args.start).expanduser()
+        adapters.check(folder, path)
+        model = adapters.attach(model, folder, trainable=True)
+        model = adapters.attach(model, folder, REFERENCE)
+        model.set_adapter("default")
+        print(f"start and reference: {folder}; its rank and layers count, not the flags'")
+    else:
+        lora_config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=args.lora_r,
+            lora_alpha=args.lora_alpha,
+            lora_dropout=args.lora_dropout,
+            target_modules=args.lora_target_modules,
+        )
+        model = models.attach(model, lora_config, args.backend, config)
+    models.widen_adapters(model)
+    if args.fused_lora:
+        lora.fuse(model)
+    if packs(args):
+        packing.attend_by_row(model, args.backend)
+    return model
+
+
+def packs(args):
+    """Whether rows lie end to end: where the card has a kernel for attention by row."""
+    return args.packing and device.varlen_kernel() is not None
+
+
+def drop_reference(model):
+    """Before a run is saved: one adapter on the public base is what it made."""
+    if REFERENCE in model.peft_config:
+        model.delete_adapter(REFERENCE)
+        model.set_adapter("default")
+
+
+def work(length, rows):
+    """What a micro-batch takes, as arguments of fit.needs: two rows for each pair, logits of one chunk and their gradient."""
+    return dict(tokens=2 * rows * length, logits=12 * CHUNK)
