@@ -36,7 +36,7 @@ class Args(ModelArgs):
     graders: list[str] = arg(["Qwen/Qwen2.5-7B-Instruct"], "models, or folders of adapters")
     out: str | None = arg(None, "JSONL that the grades are appended to")
     limit: int | None = arg(None, "at most so many questions")
-    engine: Literal["hf", "vllm"] = arg("hf", "vllm must be installed; not run by us")
+    engine: Literal["hf", "vllm"] = arg("hf", "vllm must be installed")
     temperature: float = arg(0.05, "0: greedy; the paper's 0.05 is nearly that")
     max_new_tokens: int = arg(512, "longest answer, in tokens; a grader thinks aloud, in its own way")
     batch_size: int = arg(64, "answers written at once")

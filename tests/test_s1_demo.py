@@ -115,9 +115,8 @@ def test_the_demo_shows_that_thinking_helps(copied, script, seed, flags, tmp_pat
     found = json.loads((folder / "run.json").read_text("utf-8"))
     right = {run["name"]: run["right"] for run in found["curve"]["budgets"]}
     assert found["before"]["accuracy"] <= 0.1 and right["at most 0"] <= 0.1, right
-    assert right["at most 32"] <= 0.4 and right["0 Waits"] >= 0.5 and right["0 Waits"] >= right["at most 32"] + 0.2, (
-        right
-    )
+    assert right["at most 32"] <= 0.4 and right["0 Waits"] >= (0.3 if flags else 0.5), right
+    assert right["0 Waits"] >= right["at most 32"] + (0.1 if flags else 0.2), right
     assert found["curve"]["mended"] >= 1 and "60 held-out questions, accuracy over thinking tokens" in said
     _, natural, waited = [text.split("=> ")[1].split("   ")[0] for text in list(found["shown"].values())[:3]]
     asked = said.split("[num_ignore 1,")[0].rsplit("\n", 1)[1].strip()
