@@ -216,19 +216,6 @@ def cut_told(rows, sides, model, limit):
     return f"over --max_length {limit}: {len(over):,} of {len(rows):,} rows are dropped, none is cut: a cut answer has no end"
 
 
-def agreement(pairs, folder):
-    """Lines: how a reward model of rlhf_ppo/ ranks the pairs. Where it is surely against a label, look at the label."""
-    import watch
-
-    chosen, rejected = (
-        watch.reward_scores(folder, [(p["prompt"], p[side]) for p in pairs]) for side in ("chosen", "rejected")
-    )
-    margins = [one - two for one, two in zip(chosen, rejected, strict=True)]
-    yield f"the reward model agrees with {sum(m > 0 for m in margins) / len(margins):.0%} of {len(margins):,} pairs; most against:"
-    for margin, pair in sorted(zip(margins, pairs, strict=True), key=lambda each: each[0])[:3]:
-        yield f"  {margin:+.2f}  {pair['prompt'][-1]['content'][:60]!r}: {pair['chosen'][:60]!r} over {pair['rejected'][:60]!r}"
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -238,7 +225,6 @@ def main(argv=None):
     parser.add_argument("--single", action="store_true", help="read as kto.py does: single answers, pairs as two each")
     parser.add_argument("--model", help="whose tokenizer counts for --max_length")
     parser.add_argument("--max_length", type=int, default=1024, help="tokens of prompt + answer, as in training")
-    parser.add_argument("--reward", help="a run of rlhf_ppo/train_reward.py, asked about the first 500 pairs")
     args = parser.parse_args(argv)
     if args.out:
         new_file(args.out)
@@ -257,8 +243,6 @@ def main(argv=None):
         print("\n".join(lengths_told(rows)))
     if args.model:
         print(cut_told(rows, ("completion",) if args.single else ("chosen", "rejected"), args.model, args.max_length))
-    if args.reward and not args.single:
-        print("\n".join(agreement(rows[:500], args.reward)))
     if args.out:
         try:
             write_lines(args.out, rows)

@@ -21,7 +21,7 @@ from common.cli import arg, parse
 
 DEFAULTS = dpo.DEFAULTS | dict(
     beta=2.0,  # the paper's range is 2 to 10
-    gamma=1.0,  # the margin asked for; the paper's range for gamma / beta is 0.3 to 1.6
+    margin=1.0,  # gamma; the paper's range for gamma / beta is 0.3 to 1.6
     learning_rate=1e-5,  # half of DPO's: no reference holds it
 )
 DEMO = dpo.DEMO
@@ -30,7 +30,7 @@ DEMO = dpo.DEMO
 @dataclass
 class Args(dpo.PairArgs):
     beta: float = arg(2.0, "scale of the mean log-probability of a token")
-    gamma: float = arg(1.0, "margin by which the chosen side should lead")
+    margin: float = arg(1.0, "by which the chosen side should lead (the paper's gamma)")
 
 
 def simpo_loss(policy, reference, lengths, beta, gamma):
@@ -47,7 +47,7 @@ def simpo_loss(policy, reference, lengths, beta, gamma):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, "transformers:TrainingArguments", argv)
-    return dpo.run_method(args, partial(simpo_loss, beta=args.beta, gamma=args.gamma), needs_reference=False)
+    return dpo.run_method(args, partial(simpo_loss, beta=args.beta, gamma=args.margin), needs_reference=False)
 
 
 if __name__ == "__main__":

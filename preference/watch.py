@@ -150,33 +150,3 @@ def show(before, after, count=3):
     lines = [(name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in names if name in before and name in after]
     print("\n" + text_table(("held out", "before", "after"), lines))
     print("gold: gold.py's formula for short plain answers; it means something for the sample's pairs only")
-
-
-def reward_scores(folder, talks):
-    """Scores of (prompt as messages, answer) by a reward model of rlhf_ppo/train_reward.py, a list of numbers."""
-    from pathlib import Path
-
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
-
-    from common import device, files, hub
-    from prompt import answer_ids
-
-    folder = Path(folder).expanduser()
-    made = files.read_json(folder / "reward.json")
-    if not made.get("model"):
-        raise SystemExit(f"{folder} holds no reward model (no reward.json). Give a folder of rlhf_ppo/train_reward.py.")
-    path = hub.resolve_model(made["model"])
-    tokenizer = models.load_tokenizer(path)
-    base = hub.load(
-        AutoModelForSequenceClassification, path, fresh=["score.weight"], num_labels=1, dtype=device.dtype()
-    )
-    base.config.pad_token_id = tokenizer.pad_token_id
-    model = PeftModel.from_pretrained(base, str(folder)).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    prompts = prompt_ids(tokenizer, [{"prompt": prompt} for prompt, _ in talks])
-    rows = [p + a for p, a in zip(prompts, answer_ids(tokenizer, [answer for _, answer in talks]), strict=True)]
-    scores = []
-    with torch.no_grad():
-        for row in rows:
-            scores.append(model(input_ids=torch.tensor([row], device=model.device)).logits[0, 0].item())
-    return scores

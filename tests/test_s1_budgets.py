@@ -52,7 +52,7 @@ def test_the_curve_as_text(s1):
 
 
 def test_an_effort_is_cut_to_the_model_s_context(modules_of):
-    budget = modules_of("s1_scaling", ("budget",)).budget
+    budget = modules_of("s1_scaling", ("prompt", "budget")).budget
     mark = SimpleNamespace(open=[1], newline=[2], forced=[3, 4])
     asked = budget.Budget(2048, 2, 32)
     assert budget.room([[5] * 60, [5]], asked, mark, 1024) == 1024 - 60 - 4 - 32
