@@ -2,7 +2,6 @@
 
     python data.py --check FILE                       what is in it, what is wrong with it and where
     python data.py --check FILE --model M             and how many pairs --max_length drops
-    python data.py --check FILE --reward RUN          and how often a reward model of rlhf_ppo/ agrees with the labels
     python data.py --check FILE --out clean.jsonl     and the rows that are kept, one JSON object a line
 
 FILE: JSON (a list), JSONL, Parquet, CSV or .xlsx, a folder with such files of one set or of `datasets` (save_to_disk), or a
