@@ -506,9 +506,10 @@ CHINESE = {
 
 
 def language():
-    """en or zh, as the locale says."""
-    said = next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), "")
-    return "zh" if said.lower().startswith("zh") else "en"
+    """en or zh, as the locale says. The import is late: a child puts its recipe's folder, with a common/ of its own, first."""
+    from common import screen
+
+    return screen.language()
 
 
 def text(english, **values):

@@ -6,10 +6,10 @@ English or Chinese.
 
 import difflib
 import html
-import locale
-import os
 import re
 import statistics
+
+from common import screen
 
 ALIKE = 0.25  # below that share of common words, marks would cover all of both answers and are left out
 
@@ -95,9 +95,7 @@ def marked(one: str, two: str) -> tuple[str, str, bool]:
 
 def language(given: str | None) -> str:
     """en or zh: what is given, else the locale's."""
-    said = next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), "")
-    said = said or locale.getlocale()[0] or ""  # Windows sets no variable
-    return given or ("zh" if said.lower().startswith(("zh", "chinese")) else "en")
+    return given or screen.language()
 
 
 def shown(messages: list[dict]) -> str:

@@ -109,17 +109,33 @@ def dpo_loss(policy, reference, lengths, beta):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, "transformers:TrainingArguments", argv)
-    return run_method(args, partial(dpo_loss, beta=args.beta))
+    return run_pairs(args, partial(dpo_loss, beta=args.beta))
 
 
-def run_method(args, loss, needs_reference=True) -> Path:
-    """Data, model, trainer, training, saving, showing: the same for DPO, ORPO and SimPO."""
+def run_pairs(args, loss, needs_reference=True) -> Path:
+    """run_method for the losses of pairs: DPO, ORPO and SimPO."""
+
+    def parts():
+        import pairs
+
+        how = dict(loss=loss, needs_reference=needs_reference)
+        return pairs.tokenize, pairs.collator, partial(pairs.PairTrainer, **how)
+
+    return run_method(args, parts)
+
+
+def run_method(args, parts, single=False) -> Path:
+    """Data, model, trainer, training, saving, showing: the same for all four methods.
+
+    parts() -> (rows to data set, collator of (tokenizer, packed), trainer); it is called when torch may be loaded. single: rows
+    are single answers with a label.
+    """
     if args.estimate:
         from policy import work
 
         return fit.estimate(args, "max_length", work)
     screen.heading("data")
-    train_rows, eval_rows = load_splits(args)
+    train_rows, eval_rows = load_splits(args, single)
 
     import policy  # torch is loaded from here on: what can be wrong above has been said
 
@@ -128,25 +144,23 @@ def run_method(args, loss, needs_reference=True) -> Path:
     config = trainer_config(args)
     choose_quantization(args.quantization, path)  # says now, and not in minutes, that the model cannot fit
 
-    import pairs
     import watch
     from common import runs
 
-    tokenizer, template = policy.tokenizer_of(args, path)
-    train_set = pairs.tokenize(train_rows, tokenizer, args.max_length, "training pairs", template)
-    eval_set = pairs.tokenize(eval_rows, tokenizer, args.max_length, "held-out pairs", template)
-    run = runs.Run(args, config, train_set, draw=watch.draw)
+    (tokenizer, template), (to_set, collator, make_trainer) = policy.tokenizer_of(args, path), parts()
+    what = "rows" if single else "pairs"
+    train_set = to_set(train_rows, tokenizer, args.max_length, f"training {what}", template)
+    eval_set = to_set(eval_rows, tokenizer, args.max_length, f"held-out {what}", template)
+    run = runs.Run(args, config, train_set, draw=lambda _: watch.draw(run))
     if run.finished:
         return run.folder
     with run:
-        trainer = pairs.PairTrainer(
+        trainer = make_trainer(
             model=policy.load_model(args, config, path),
             args=config,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            data_collator=pairs.collator(tokenizer, policy.packs(args)),
-            loss=loss,
-            needs_reference=needs_reference,
+            data_collator=collator(tokenizer, policy.packs(args)),
         )
         screen.heading("before training")
         look = partial(watch.look, trainer, tokenizer, eval_rows, template, args)

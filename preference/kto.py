@@ -20,13 +20,8 @@ from functools import partial
 from pathlib import Path
 
 import dpo
-from common import screen
-from common.cli import arg, parse, trainer_config
-from common.contract import next_steps
-from common.hub import choose_quantization, resolve_model
-from common.paths import command
-from common.speed import fit
-from data import key_of, load_splits
+from common.cli import arg, parse
+from data import key_of
 
 DEFAULTS = dpo.DEFAULTS | dict(
     good_weight=1.0,  # good_weight x liked rows should be 1 to 1.33 of bad_weight x the others (the paper, eq. 8)
@@ -125,6 +120,10 @@ def collate(rows, tokenizer, packed):
     return batch | {"liked": torch.tensor([bool(row["liked"][0]) for row in rows])}
 
 
+def collator(tokenizer, packed):
+    return partial(collate, tokenizer=tokenizer, packed=packed)
+
+
 KTO_SIDES = (("input_ids", "labels"), ("mismatched_ids", "mismatched_labels"))
 
 
@@ -137,54 +136,8 @@ def to_set(rows, tokenizer, max_length, name, template):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, "transformers:TrainingArguments", argv)
-    if args.estimate:
-        from policy import work
-
-        return fit.estimate(args, "max_length", work)
-    screen.heading("data")
-    train_rows, eval_rows = load_splits(args, single=True)
-
-    import policy
-
-    policy.begin(args)
-    path = resolve_model(args.model)
-    config = trainer_config(args)
-    choose_quantization(args.quantization, path)
-
-    import watch
-    from common import runs
-
-    tokenizer, template = policy.tokenizer_of(args, path)
-    train_set = to_set(train_rows, tokenizer, args.max_length, "training rows", template)
-    eval_set = to_set(eval_rows, tokenizer, args.max_length, "held-out rows", template)
-    run = runs.Run(args, config, train_set, draw=watch.draw)
-    if run.finished:
-        return run.folder
-    with run:
-        trainer = trainer_class()(
-            model=policy.load_model(args, config, path),
-            args=config,
-            train_dataset=train_set,
-            eval_dataset=eval_set,
-            data_collator=partial(collate, tokenizer=tokenizer, packed=policy.packs(args)),
-            loss=partial(kto_loss, beta=args.beta, good_weight=args.good_weight, bad_weight=args.bad_weight),
-        )
-        screen.heading("before training")
-        look = partial(watch.look, trainer, tokenizer, eval_rows, template, args)
-        before = look()
-        run.train(trainer)
-        screen.heading("after training")
-        after = look()
-        policy.drop_reference(trainer.model)
-        run.save(trainer, tokenizer, **template)
-        run.note(before=before, after=after)
-    watch.show(before, after)
-    print(
-        "\n"
-        + screen.text("Ask it yourself: {command}", command=command("infer.py", "--adapter", run.folder, "--compare"))
-    )
-    print(next_steps(run.folder))
-    return run.folder
+    loss = partial(kto_loss, beta=args.beta, good_weight=args.good_weight, bad_weight=args.bad_weight)
+    return dpo.run_method(args, lambda: (to_set, collator, partial(trainer_class(), loss=loss)), single=True)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def orpo_loss(policy, reference, lengths, weight):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, "transformers:TrainingArguments", argv)
-    return dpo.run_method(args, partial(orpo_loss, weight=args.weight), needs_reference=False)
+    return dpo.run_pairs(args, partial(orpo_loss, weight=args.weight), needs_reference=False)
 
 
 if __name__ == "__main__":

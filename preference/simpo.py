@@ -47,7 +47,7 @@ def simpo_loss(policy, reference, lengths, beta, gamma):
 
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, DEMO, Args, "transformers:TrainingArguments", argv)
-    return dpo.run_method(args, partial(simpo_loss, beta=args.beta, gamma=args.margin), needs_reference=False)
+    return dpo.run_pairs(args, partial(simpo_loss, beta=args.beta, gamma=args.margin), needs_reference=False)
 
 
 if __name__ == "__main__":

@@ -30,38 +30,10 @@ PANELS = {
 }
 
 
-def draw(folder):
-    """loss.png of a run, from its metrics.jsonl."""
-    import json
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    from common.files import save_figure
-
-    logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    panels = {title: names for title, names in PANELS.items() if any(name in log for name in names for log in logs)}
-    figure, axes = pyplot.subplots(
-        -(-len(panels) // 3), 3, figsize=(13, 3.2 * -(-len(panels) // 3)), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
-        for name, label in names.items():
-            points = [(log["step"], log[name]) for log in logs if log.get(name) is not None]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True),
-                    label=label,
-                    marker="o" if name.startswith("eval_") else None,
-                    markersize=4,
-                )
-        axis.set(title=title, xlabel="optimizer step")
-        axis.grid(alpha=0.3)
-        axis.legend()
-    save_figure(figure, folder / "loss.png")
+def draw(run):
+    """loss.png of a run: the panels of which something was logged."""
+    known = {name for log in run.metrics() for name in log}
+    run.plot("loss.png", {title: names for title, names in PANELS.items() if known & set(names)}, x="optimizer step")
 
 
 @torch.no_grad()

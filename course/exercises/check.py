@@ -8,7 +8,6 @@ import argparse
 import copy
 import faulthandler
 import json
-import locale
 import math
 import os
 import re
@@ -110,13 +109,6 @@ class Number:
     hint: tuple
     code: str
     name: str = "PREDICTION"
-
-
-def language():
-    """en or zh, as the locale says."""
-    said = next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), "")
-    said = said or locale.getlocale()[0] or ""  # Windows sets no variable
-    return "zh" if said.lower().startswith(("zh", "chinese")) else "en"
 
 
 # -- comparing
@@ -347,7 +339,10 @@ def main(argv=None):
     parser.add_argument("--file", type=Path, help="another file than course/exercises/FOLDER/N.py, as a solution")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="most that the file's own code may take")
     args = parser.parse_args(argv)
-    lang, known = language(), exercises()
+    sys.path.append(str(ROOT))
+    from common import screen
+
+    lang, known = screen.language(), exercises()
     if not args.exercise:
         for name, file in known.items():
             if file.exists():
