@@ -32,6 +32,7 @@ from common import device, models
 from common.cli import arg, parse
 from common.files import read_json, replace_text, text_table, write_json, write_lines
 from common.paths import DEMO_MODEL
+from common.rows import text_fault
 from data import DataArgs, encode_prompts, key_of, read_rows, split
 from gold import gold, prompts
 from prompt import prompt_ids
@@ -56,21 +57,8 @@ DEFAULTS = dict(
     eval_answers=4,  # sampled for each of them
     seed=3407,
 )
-DEMO = dict(
-    model=DEMO_MODEL,
-    prompts=24,
-    answers=3,
-    max_new_tokens=24,
-    updates=2,
-    rollout_size=8,
-    micro_batch_size=8,
-    snapshots=2,
-    seeds=1,
-    learning_rate=1e-3,
-    n=4,
-    eval_prompts=2,
-    eval_answers=4,
-)
+DEMO = dict(model=DEMO_MODEL, prompts=24, answers=3, max_new_tokens=24, updates=2, rollout_size=8, micro_batch_size=8)
+DEMO |= dict(snapshots=2, seeds=1, learning_rate=1e-3, n=4, eval_prompts=2, eval_answers=4)
 
 STEPS = 4  # optimizer steps on each rollout
 
@@ -104,7 +92,8 @@ def make_pairs(args, path, tokenizer, talks, file, vllm):
     texts = [text_of(tokenizer, ids) for ids in made]
     lines = []
     for i, talk in enumerate(talks):
-        ranked = sorted((text for text in texts[i * args.answers : (i + 1) * args.answers] if text), key=gold)
+        mine = texts[i * args.answers : (i + 1) * args.answers]
+        ranked = sorted((text for text in mine if text and not text_fault(text)), key=gold)
         if len(ranked) > 1 and gold(ranked[-1]) > gold(ranked[0]):
             lines.append({"prompt": talk, "chosen": ranked[-1], "rejected": ranked[0]})
     write_lines(file, lines)

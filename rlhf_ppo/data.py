@@ -18,7 +18,6 @@ messages) become turns before the prompt; a prompt that the sides repeat is read
 """
 
 import argparse
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ from pathlib import Path
 from common.cli import arg
 from common.files import new_file, write_lines
 from common.paths import load_env
-from common.rows import default_source, format_report, keep, read, split_by
+from common.rows import default_source, format_report, keep, read, split_by, until_closed
 from prompt import encode, prompt_ids
-from sources import parse_pair, used_columns
+from sources import key_of, notes_of, parse_pair, used_columns
 
 HUB_NAME = "trl-lib/ultrafeedback_binarized"  # what is read where no --data and no local folder is
 
@@ -63,40 +62,9 @@ def read_rows(source=None):
     return pairs, report
 
 
-def notes_of(pairs, places):
-    """What no single row shows: pairs that contradict or repeat another one, and answers that begin with their question.
-
-    All are kept. People do disagree, and of two pairs that contradict each other a reward model ranks only one rightly.
-    """
-    first, contrary, repeated, echoes = {}, [], [], []
-    for place, pair in zip(places, pairs, strict=True):
-        prompt, chosen, rejected = key_of(pair["prompt"]), pair["chosen"], pair["rejected"]
-        if (prompt, rejected, chosen) in first:
-            contrary.append((place, first[prompt, rejected, chosen]))
-        if first.setdefault((prompt, chosen, rejected), place) != place:
-            repeated.append((place, first[prompt, chosen, rejected]))
-        question = pair["prompt"][-1]["content"]
-        if chosen.startswith(question) and rejected.startswith(question):
-            echoes.append((place,))
-    kinds = (
-        (contrary, "contradict an earlier one: the same prompt, the sides swapped"),
-        (repeated, "repeat an earlier one"),
-        (echoes, "have their prompt's text again at the start of both answers, which is not taken off"),
-    )
-    return [
-        f"{len(found):,} pairs {what} (the first: {' and '.join(place.inside for place in found[0])})"
-        for found, what in kinds
-        if found
-    ]
-
-
-def key_of(messages):
-    return json.dumps(messages, ensure_ascii=False)
-
-
 def split(pairs, ratio, seed):
-    """(training pairs, held-out pairs). Pairs with the same prompt stay on one side, so nothing leaks."""
-    return split_by(pairs, lambda pair: key_of(pair["prompt"]), ratio, seed)
+    """(training pairs, held-out pairs). Pairs with the same prompt, but for case and spaces, stay on one side."""
+    return split_by(pairs, lambda pair: " ".join(key_of(pair["prompt"]).lower().split()), ratio, seed)
 
 
 def load_splits(args):
@@ -182,4 +150,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    until_closed(main)
