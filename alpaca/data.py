@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.files import new_file, write_lines
 from common.paths import load_env
-from common.rows import Bad, blank, default_source, format_report, keep, object_of, read, split_by, text_of
+from common.rows import Bad, blank, default_source, format_report, keep, object_of, piped, read, split_by, text_of
 
 HUB_NAME = "yahma/alpaca-cleaned"  # the course's data set: what is read where no --data and no local folder is
 COLUMNS = ("instruction", "input", "output")
@@ -88,4 +88,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    piped(main)

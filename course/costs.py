@@ -1,7 +1,7 @@
 """What each lesson needs of a GPU, and what it costs: writes costs.md and costs.zh-CN.md.
 
     fits     each train.py's own --estimate (common/speed/fit.py); no GPU, no data
-    seconds  only where bench/ or a folder's notebook measured that card; else a dash, never a guess
+    seconds  where bench/ or a folder's notebook measured that card; for other cards computed from that, and marked so
     money    seconds x steps / 3600 x price per hour
 
 The prices are round numbers to show the sum with, not offers. Put in yours, in any currency.
@@ -23,6 +23,23 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 CARDS = {"T4": 16, "3090": 24, "4090": 24, "A100": 80, "H100": 80, "H200": 141}  # GB of memory
 PRICES = {"T4": 1, "3090": 2, "4090": 3, "A100": 8, "H100": 12, "H200": 16}  # per hour: examples
+# Dense TFLOPS of 16-bit tensor cores that add in 32 bits, and GB/s of memory, from NVIDIA's data sheets (T4, A100 80 GB SXM,
+# H100 SXM, H200 SXM) and architecture papers (GA102 for the 3090, Ada for the 4090).
+SPECS = {"T4": (65, 320), "3090": (71, 936), "4090": (165, 1008), "A100": (312, 2039), "H100": (989, 3350), "H200": (989, 4800)}  # fmt: skip
+REACHED = 0.64, 0.7  # the best share of each that was measured here: 64 packed rows of alpaca, vLLM's sampling
+SLOWER = 3  # the upper end: checkpointing, 4 bits, a slower host, cards that reach less of their peak
+# Work of a step: TFLOP = 4 x parameters x tokens (LoRA leaves the weights' own gradients out; RL and checkpointing add
+# forward passes), and GB of weights that are read while it samples, token by token.
+WORK = {
+    "alpaca": (47, 0),  # 8 x 193 tokens
+    "medical": (38, 0),  # 8 x 158
+    "domain_mix": (47, 0),  # as alpaca
+    "rlhf_ppo": (176, 128),  # 64 x 256 tokens, 4 epochs and 3 forward passes; 128 tokens of a 0.5B model
+    "r1_grpo": (894, 7782),  # 24 x 612 tokens, 4 + 4; 512 tokens of a 7B model
+    "s1_scaling": (53, 0),  # 16 x 108
+    "vl_insurance": (195, 0),  # 8 x 1,102 in the language model, four times as many patches in the encoder
+}
+NO_VLLM = ("T4", "3090", "4090")  # both copies of a 7B model do not fit, says r1_grpo/train.py --estimate
 # Lesson: steps of a run as the plans of this course have it, and why so many.
 STEPS = {
     "alpaca": (60, "--max_steps 60"),
@@ -68,9 +85,20 @@ def rebuilt(name):
     return int(row[1]) / float(row[2])
 
 
+def computed(lesson, seconds, base, card):
+    """(least, most) seconds per step on `card`, from those measured on `base`: what is neither arithmetic nor reading of
+    weights is waiting for the host and stays; the others go by the cards' specs (a roofline)."""
+    work = WORK[lesson]
+    ideal = [sum(part / share / spec for part, share, spec in zip(work, REACHED, SPECS[each], strict=True)) for each in (base, card)]  # fmt: skip
+    least = max(0.0, seconds - ideal[0]) + ideal[1]
+    return least, SLOWER * least
+
+
 def measured():
     """[(lesson, card, seconds per step, what was measured, file), ...]; the first of a lesson and card is what costs."""
     sft = {row["name"]: row for row in read("sft_speed.json")}
+    traces = re.search(r"^\| s1_scaling, the sample.*\| ([\d., ]+) \|$", (ROOT / "bench/RESULTS.md").read_text("utf-8"), re.M)  # fmt: skip
+    traces = [float(each) for each in traces[1].split(", ")]
     grpo, asleep = [], False  # the first update warms up; an engine that sleeps while training is another setting
     for row in read("grpo_speed.jsonl"):
         asleep = row.get("vllm_enable_sleep_mode", False) if row["what"] == "start" else asleep
@@ -86,6 +114,7 @@ def measured():
     add("alpaca", "H100", rebuilt("alpaca, `course.yaml` (Unsloth)"), "8 rows, course.yaml", house)
     add("medical", "H100", rebuilt("medical, defaults"), "8 rows", house)
     add("domain_mix", "H100", rebuilt("domain_mix, defaults"), "8 rows", house)
+    add("s1_scaling", "H100", 16 * len(traces) / sum(traces), "16 short traces", house)
     for name, what in (("same_updates", "8 rows"), ("course", "8 rows, course.yaml")):
         add("alpaca", "H200", sft[name]["rows_a_step"] / sft[name]["samples_per_s"], what, speed)
     for card in ("H100", "H200"):
@@ -123,17 +152,22 @@ defaults (7B; rlhf_ppo 0.5B, vl_insurance 3B):
         "no": "not with the defaults ({} GB): add `{}`",
         "never": "no",
         "how": lambda how: re.sub(r"\b1 rows", "1 row", how),
-        "seconds": "## Seconds per step\n\n**Measured** on that card, first steps left out; a dash: nobody measured it. 7B, 3B and 0.5B "
-        "shapes with random weights, which\nchanges what is learned and not how long a step takes.\n",
+        "seconds": "## Seconds per step\n\n**Measured** on H100 and H200, first steps left out; a dash: nobody measured it. 7B, 3B and 0.5B "
+        "shapes with random weights, which\nchanges what is learned and not how long a step takes.\n\n"
+        "**Computed, nobody ran it:** cells with ≈. Of the measured step the arithmetic is scaled by the cards' dense 16-bit TFLOPS "
+        "(T4 65,\n3090 71, 4090 165, A100 312, H100 and H200 989), the reading of weights while sampling by their GB/s (320, 936, 1008, "
+        "2039, 3350, 4800;\nNVIDIA's data sheets and architecture papers); the rest, waiting for the host, stays. The upper end is "
+        "three times that: checkpointing,\n4 bits, a slower host. A check from outside: Unsloth's public notebook of Qwen2.5-7B on alpaca shows "
+        "60 steps in 7 min 27 s on a T4, 7.5 s per step.\n",
         "head2": "| lesson | one step | " + " | ".join(CARDS) + " | source |",
-        "money": "## Money per lesson\n\n**Computed**: seconds per step × steps / 3600 × price per hour, for the first row of each lesson above. "
-        "Loading the model and\nevaluations come on top. **The prices are examples, not offers**; put in yours: "
+        "money": "## Money per lesson\n\n**Computed**: seconds per step × steps / 3600 × price per hour, for the first row of each lesson above that\nhas a figure for the card; ≈ where the seconds are computed. "
+        "Loading the model and evaluations come on top. **The prices are examples, not offers**; put in yours: "
         "`python course/costs.py --price H100=2.4`.\n",
         "head3": "| lesson | steps | " + " | ".join(f"{card} at {price}" for card, price in PRICES.items()) + " |",
         "notes": """
-**What is missing and why.** T4, 3090, 4090 and A100 were not at hand, so these columns are dashes. s1_scaling was timed on short
+**What is missing and why.** T4, 3090, 4090 and A100 were not at hand, so these columns are computed. s1_scaling was timed on short
 made-up traces only: a run on s1K's traces, up to 20,000 tokens each, takes far longer per step. One figure of a 4090 is known:
-the old course logged 30 steps of its photo lesson in 26 s, with photos shrunk to 512 pixels ([vl_insurance](../vl_insurance/RESULTS.md#speed-and-memory-of-the-3b-shape)).
+the old course logged 30 steps of its photo lesson in 26 s, with photos shrunk to 512 pixels ([vl_insurance](../vl_insurance/RESULTS.md#earlier-measurements)).
 
 **Your own figure** in a minute: start the run with its price, `python medical/train.py --data DIR --price_per_hour 2`. Each line
 that it prints says how long the rest will take and what it will cost; Ctrl-C leaves a checkpoint.
@@ -160,15 +194,18 @@ vl_insurance 为 3B）：
             .replace("-bit", " 位")
             .replace(", ", "，")
         ),
-        "seconds": "## 每步秒数\n\n在该显卡上的**实测值**，不含最初几步；横线表示没有测过。7B、3B、0.5B 的形状，随机权重：这影响学到什么，不影响一步多久。\n",
+        "seconds": "## 每步秒数\n\nH100、H200 上的**实测值**，不含最初几步；横线表示没有测过。7B、3B、0.5B 的形状，随机权重：这影响学到什么，不影响一步多久。\n\n"
+        "**计算值，没有人跑过**：带 ≈ 的格子。实测一步中，运算部分按各卡稠密 16 位 TFLOPS 换算（T4 65，3090 71，4090 165，A100 312，H100 与 H200 989），\n"
+        "采样时读权重的部分按显存带宽 GB/s 换算（320、936、1008、2039、3350、4800；出自 NVIDIA 的数据手册和架构白皮书）；其余是等主机，不变。\n"
+        "上限取三倍：梯度检查点、4 位、主机较慢。外部对照：Unsloth 公开的 Qwen2.5-7B alpaca 笔记本在 T4 上 60 步用了 7 分 27 秒，每步 7.5 秒。\n",
         "head2": "| 课 | 一步 | " + " | ".join(CARDS) + " | 出处 |",
-        "money": "## 每课费用\n\n**计算值**：每步秒数 × 步数 / 3600 × 每小时价格，取上表每课的第一行。加载模型和评估另算。**价格只是举例，不是报价**，\n"
+        "money": "## 每课费用\n\n**计算值**：每步秒数 × 步数 / 3600 × 每小时价格，取上表每课第一个有数字的行；秒数是计算值的，也带 ≈。加载模型和评估另算。**价格只是举例，不是报价**，\n"
         "换成你自己的：`python course/costs.py --price H100=2.4`。\n",
         "head3": "| 课 | 步数 | " + " | ".join(f"{card}，{price}/时" for card, price in PRICES.items()) + " |",
         "notes": """
-**缺什么，为什么。** 手头没有 T4、3090、4090、A100，所以这几列是横线。s1_scaling 只在生成的短推理过程上计过时：s1K 的推理过程每条可达
+**缺什么，为什么。** 手头没有 T4、3090、4090、A100，所以这几列是计算值。s1_scaling 只在生成的短推理过程上计过时：s1K 的推理过程每条可达
 20,000 token，每步要久得多。4090 只有一个数字：旧课程的日志里，看图课 30 步用了 26 秒，照片缩到 512 像素
-（[vl_insurance](../vl_insurance/RESULTS.zh-CN.md#3b-形状的速度和显存)）。
+（[vl_insurance](../vl_insurance/RESULTS.zh-CN.md#早先的测量)）。
 
 **一分钟得到你自己的数字**：启动训练时给出价格，`python medical/train.py --data DIR --price_per_hour 2`。每一行都会说还要多久、
 还要花多少钱；Ctrl-C 会留下检查点。
@@ -183,6 +220,7 @@ ZH = {
     "64 answers of 128 tokens": "64 个回答，各 128 token",
     "8 photos, 16-bit": "8 张照片，16 位",
     "8 photos, course.yaml": "8 张照片，course.yaml",
+    "16 short traces": "16 条短推理过程",
     "--plan small: 1,800 rows x 3 / 8": "--plan small：1,800 行 × 3 / 8",
     "1,000 traces x 5 / 16": "1,000 条 × 5 / 16",
 }
@@ -190,6 +228,12 @@ ZH = {
 
 def table(header, rows):
     return "\n".join([header, "|" + "---|" * (header.count("|") - 1), *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def about(least, most):
+    """A range as it is shown, two digits each: ≈ 1.3–3.9."""
+    digits = lambda value: f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"  # noqa: E731
+    return f"≈ {digits(least)}–{digits(most)}"
 
 
 def page(lang, prices, fitted, times):
@@ -207,16 +251,30 @@ def page(lang, prices, fitted, times):
     fits = [[lesson, *(cell(fitted[lesson, card]) for card in ("T4", "3090", "A100"))] for lesson in STEPS]
     seconds, money = [], []
     for lesson, (steps, why) in STEPS.items():
-        mine = [row for row in times if row[0] == lesson]
+        mine, first = [row for row in times if row[0] == lesson], {}
         for what in dict.fromkeys(row[3] for row in mine):
             found = {card: (value, file) for _, card, value, kind, file in mine if kind == what}
             files = dict.fromkeys(file for _, file in found.values())
-            shown = [f"{found[card][0]:.2f}" if card in found else "–" for card in CARDS]
+            base = next(iter(found))
+            known = {card: (value, value) for card, (value, _) in found.items()}
+            for card in ("T4", "3090", "4090", "A100"):
+                if fitted[lesson, {"4090": "3090"}.get(card, card)] and not ("vLLM" in what and card in NO_VLLM):
+                    known[card] = computed(lesson, found[base][0], base, card)
+            shown = [
+                f"{found[card][0]:.2f}" if card in found else about(*known[card]) if card in known else "–"
+                for card in CARDS
+            ]
             seconds.append([lesson, own(what), *shown, ", ".join(f"[{file}](../{file})" for file in files)])
-        if not mine:
-            seconds.append([lesson, "", *["–"] * (len(CARDS) + 1)])
-        first = {card: value for _, card, value, kind, _ in mine if kind == mine[0][3]}
-        paid = [f"{first[card] * steps / 3600 * prices[card]:.2f}" if card in first else "–" for card in CARDS]
+            first = known | first
+        cost = {card: [value * steps / 3600 * prices[card] for value in ends] for card, ends in first.items()}
+        paid = [
+            "–"
+            if card not in cost
+            else f"{cost[card][0]:.2f}"
+            if cost[card][0] == cost[card][1]
+            else about(*cost[card])
+            for card in CARDS
+        ]
         money.append([lesson, f"{steps:,} ({own(why)})" if lang == "en" else f"{steps:,}（{own(why)}）", *paid])
     head3 = say["head3"]
     for card, price in prices.items():

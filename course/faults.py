@@ -507,6 +507,8 @@ CHINESE = {
 
 def language():
     """en or zh, as the locale says. The import is late: a child puts its recipe's folder, with a common/ of its own, first."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
     from common import screen
 
     return screen.language()

@@ -12,10 +12,12 @@ from common.paths import TASK_DIR, output_dir
 
 
 def newest() -> Path:
-    """The run with an adapter that was finished last, of all recipes."""
+    """The run with an adapter that was finished last, of all recipes; where OUTPUT_DIR was not chosen, also of those that
+    were trained in their own folder, as the lessons do."""
     root = output_dir().parent
+    roots = [root, *TASK_DIR.parent.glob("*/outputs")] if root == Path.cwd() / "outputs" else [root]
     found = []
-    for file in [*root.glob("*/*/run.json"), *root.glob("*/*/*/run.json")]:
+    for file in [file for each in roots for depth in ("*/*", "*/*/*") for file in each.glob(f"{depth}/run.json")]:
         record = read_json(file)
         serves = record.get("status") == "finished" and (file.parent / adapters.WEIGHTS).is_file()
         if serves and record.get("stage") not in ("reward", "sft") and file.parts[-3] != TASK_DIR.name:
@@ -50,7 +52,7 @@ def open_run(name=None, model=None) -> TrainedRun:
                          "cannot be served. Train without new tokens.")  # fmt: skip
     if beside := [name for name in hub.tensors(folder / adapters.WEIGHTS) or () if ".lora_" not in name]:
         raise SystemExit(f"{folder}: {beside[0]} is no LoRA matrix (a grown vocabulary, modules_to_save?): no program but PEFT "
-                         "can serve it. Train without it.")  # fmt: skip
+                         "can serve it. continual/merge.py makes a plain model of such a run; or train without it.")  # fmt: skip
     kind, _ = kind_of(adapters.check(folder, base, record.get("arguments")))
     if kind not in ("plain", "merge"):
         raise SystemExit(f"{folder}: {kind} changed the base's weights in training, and loading draws them anew: what is "

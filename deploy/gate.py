@@ -114,7 +114,7 @@ def arms_of(folder: Path | None) -> dict:
     if folder.is_file():
         return {folder.name: folder}
     found = [folder / name for name in ("merged", "merged_4bit") if (folder / name / "config.json").is_file()]
-    found += [file for file in sorted(folder.glob("*.gguf")) if "-mmproj" not in file.name]
+    found += [file for file in sorted(folder.glob("*.gguf")) if "-mmproj" not in file.name and file.name[0] != "."]
     if not found and (folder / "config.json").is_file():
         found = [folder]
     if not found:

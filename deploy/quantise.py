@@ -95,7 +95,9 @@ def quantise(source: Path, file: Path, kind: str, threads: int):
         TYPES[kind],
         threads,
     ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, encoding="utf-8", errors="replace"
+    )  # half characters of tokens
     if done.returncode or not file.is_file():
         reason = ([line for line in (done.stderr + done.stdout).splitlines() if line.strip()] or ["no reason given"])[
             -1

@@ -15,7 +15,7 @@ import random
 from pathlib import Path
 
 from common.paths import command, data_dir, load_env
-from common.rows import format_report, keep, read, split_by
+from common.rows import format_report, keep, piped, read, split_by
 from plan import COLUMNS, format_reports, load_plan, mix
 from prompt import question_of
 from sources import clean, from_alpaca, normalise, write_jsonl
@@ -97,4 +97,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    piped(main)

@@ -80,6 +80,8 @@ def take(name, spec, quotas, seed, seen, progress=True):
         if where and first.dropped[kind] == 1:  # the first of each kind is named
             first.notes.append(f"{where}; row dropped: {kind}")
 
+    if local and Path(path := spec["path"]).suffix and not Path(path).exists():
+        raise SystemExit(f"source {name}: {path}: no such file or folder. Put it there, or: --source {name}=FILE.")
     rows = read(spec["path"], COLUMNS, COLUMNS) if local else read_hub(spec, seed)
     rows = checked(
         screen.bar("reading {name}", None, " rows", rows, hidden=not progress, name=name), lambda row: clean(row, adapt)

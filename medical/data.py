@@ -23,7 +23,7 @@ from pathlib import Path
 from common import screen
 from common.files import new_file, text_table
 from common.paths import data_dir, load_env
-from common.rows import CONTROL, CONTROL_TOKEN, EMPTY, EXAMPLES, Bad, Place, drop
+from common.rows import CONTROL, CONTROL_TOKEN, EMPTY, EXAMPLES, Bad, Place, drop, piped
 from common.tables import MISFIT, UNCLOSED, UNDECODABLE, Unusable, csv_blocks
 
 # A column is known by any of these names, in any case; where a file has two of them, the one listed first counts.
@@ -295,4 +295,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    piped(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.files import new_file, write_lines
 from common.paths import load_env
-from common.rows import Bad, default_source, keep, object_of, split_by, text_of
+from common.rows import Bad, default_source, keep, object_of, piped, split_by, text_of
 from common.rows import format_report as format_rows
 from common.rows import read_splits as read_raw
 from common.settings import in_range
@@ -231,4 +231,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    piped(main)

@@ -195,13 +195,13 @@ def main(argv=None):
     from common import runs
     from rollout import Rollout
     from warmup import drop_reference, set_reference, start_policy
-    from watch import PANELS, Watcher, measure, probe, show
+    from watch import PANELS, Watcher, ends, measure, probe, show
 
     tokenizer = models.load_tokenizer(path)
     train_set = prompts_of(train_rows, tokenizer, args.max_prompt_tokens, "training rows")
     tests = test_rows[: args.eval_prompts]
 
-    with runs.Run(args, config, train_set, draw=lambda _: run.plot("rewards.png", PANELS, x="step")) as run:
+    with runs.Run(args, config, train_set, draw=lambda _: run.plot("rewards.png", PANELS, "step", ends(run))) as run:
         model = load_model(args, config, path)
         resumed, stages = bool(run.checkpoint), run.record.get("stages", {})
         screen.heading("before training")
@@ -238,6 +238,7 @@ def main(argv=None):
         screen.heading("after training")
         stages["after GRPO"] = measure(model, tokenizer, tests, args)
         run.note(after=stages["after GRPO"], tokens=round(watch.generated))
+        run.draw_loss()  # again, with what was measured last
     show(run.folder, stages)
     print(f"\nwatch it learn: {run.folder / 'samples.html'} and rewards.png beside it")
     print(screen.text("Ask it yourself: {command}", command=command("infer.py", "--adapter", run.folder)))

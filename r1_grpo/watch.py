@@ -26,7 +26,7 @@ TRIES = 4  # samples of each followed problem
 PANELS = {
     f"reward, {MOST:g} at most": {"reward": "mean", "reward_std": "std"},
     "each reward": {f"rewards/{each.__name__}/mean": each.__name__.removesuffix("_reward_func") for each in REWARDS},
-    "accuracy of the samples": {"accuracy": None},
+    "accuracy": {"accuracy": "samples", "eval_accuracy": "test problems, greedy"},
     "tokens per completion": {"completions/mean_length": "mean", "completions/max_length": "longest"},
     "KL to the start, per token": {"kl": None},
     "entropy, nats per token": {"entropy": None},
@@ -212,6 +212,14 @@ def measure(model, tokenizer, rows, args):
         means |= {"sampled": sum(map(sum, right)) / len(right) / args.num_generations}
         means |= {"any": sum(map(any, right)) / len(right), "tries": args.num_generations}
     return means
+
+
+def ends(run):
+    """What the record holds from before training and from after it, as log lines: the plots' points at step 0 and the last."""
+    found, stages = run.record.get("probe", {}), run.record.get("stages", {})
+    first, last = stages.get("after warm-up") or stages.get("base") or {}, run.record.get("after") or {}
+    start = {"reward": found.get("reward"), "accuracy": found.get("pass_at_1"), "eval_accuracy": first.get("strict")}
+    return [{"step": 0} | start, {"step": run.steps, "eval_accuracy": last.get("strict")}]
 
 
 def sharpened(before, after):

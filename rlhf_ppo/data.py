@@ -26,7 +26,7 @@ from pathlib import Path
 from common.cli import arg
 from common.files import new_file, write_lines
 from common.paths import load_env
-from common.rows import default_source, format_report, keep, read, split_by, until_closed
+from common.rows import default_source, format_report, keep, piped, read, split_by
 from prompt import encode, prompt_ids
 from sources import key_of, notes_of, parse_pair, used_columns
 
@@ -150,4 +150,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    until_closed(main)
+    piped(main)

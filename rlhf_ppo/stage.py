@@ -135,6 +135,16 @@ def show_examples(prompts, **columns):
     print("=" * 100)
 
 
+def ends(run, steps):
+    """Held-out scores of the record, before and after training, as log lines: the plots' points at step 0 and the last."""
+    told = {0: run.record.get("before"), steps: run.record.get("after")}
+    return [
+        {"step": step, "eval_score": statistics.fmean(each["score"] for each in shown)}
+        for step, shown in told.items()
+        if shown
+    ]
+
+
 def show_course(logs, names):
     """How metrics went: their means over the first and the last fifth of a run's lines."""
     size = max(1, len(logs) // 5)

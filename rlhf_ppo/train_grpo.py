@@ -27,7 +27,7 @@ from common.cli import LINEAR, arg, parse, trainer_config
 from common.paths import DEMO_MODEL, TASK_DIR, command
 from data import DataArgs, encode_prompts, load_splits
 from prompt import prompt_texts
-from stage import BackboneArgs, check_quantization, fingerprint, ready, show_course, show_examples
+from stage import BackboneArgs, check_quantization, ends, fingerprint, ready, show_course, show_examples
 
 HERE = Path(__file__).resolve().parent
 
@@ -175,12 +175,12 @@ def main(argv=None) -> Path:
             run.note(before=examples(*show))
             model.set_adapter("default")
         run.go_on(trainer)
-        run.plot("grpo.png", PANELS)
         run.end_if_stopped()
         save_adapter(model, "default", tokenizer, run.folder)
         run.note_weights(model)
         contract.write(run.folder, TASK_DIR.name, tokenizer, run.record, inputs["model"])
         run.note(after=examples(*show))
+        run.plot("grpo.png", PANELS, more=ends(run, config.max_steps))
     show_examples(shown, before=run.record["before"], after=run.record["after"])
     show_course(run.metrics(), ("reward", "completions/mean_length", "completions/clipped_ratio"))
     print(f"Ask it: {command('infer.py', '--grpo', run.folder, '--reward', Path(args.reward))}")

@@ -38,7 +38,7 @@ from common.paths import DEMO_MODEL, TASK_DIR, command
 from data import DataArgs, encode_prompts, load_splits, prompts_of_update
 from estimate import minibatch_size, rows_at_once, show_estimate, work_beside
 from prompt import cut_at_eos, rm_ids
-from stage import LoopArgs, check_quantization, fingerprint, ready, show_course, show_examples, tidy
+from stage import LoopArgs, check_quantization, ends, fingerprint, ready, show_course, show_examples, tidy
 
 HERE = Path(__file__).resolve().parent
 
@@ -394,7 +394,7 @@ def adapted(kl_coef, kl, target, size, horizon=10_000):
 
 # Title of a plot: metric -> its label.
 PANELS = {
-    "score, in stds of the SFT model's": {"score": "score", "rlhf_reward": "rlhf_reward"},
+    "score, in stds of the SFT model's": {"score": "score", "rlhf_reward": "rlhf_reward", "eval_score": "held out"},
     "KL from the reference, nats per answer": {"kl": "kl", "kl_k3": "kl_k3"},
     "entropy, nats per token": {"entropy": "entropy"},
     "length, tokens": {"length": "length"},
@@ -439,10 +439,9 @@ def train(backbone, tokenizer, prompts, args, run):
             weights = {name: parameter.detach().cpu() for name, parameter in trained.items()}
             state = {"weights": weights, "optimizer": optimizer.state_dict(), "kl_coef": kl_coef}
             run.save_state(update, state | {"mean": backbone.mean, "std": backbone.std})
-            run.plot("ppo.png", PANELS)
+            run.plot("ppo.png", PANELS, more=ends(run, args.updates))
         run.end_if_stopped()
     steps.close()
-    run.plot("ppo.png", PANELS)
 
 
 def main(argv=None) -> Path:
@@ -494,6 +493,7 @@ def main(argv=None) -> Path:
         run.note_weights(backbone.model)
         contract.write(run.folder, TASK_DIR.name, tokenizer, run.record, inputs["model"])
         run.note(after=examples(*show))
+        run.plot("ppo.png", PANELS, more=ends(run, args.updates))
     show_examples(shown, before=run.record["before"], after=run.record["after"])
     show_course(run.metrics(), ("score", "rlhf_reward", "kl", "length", "eos_rate"))
     print(f"Ask it: {command('infer.py', '--ppo', run.folder, '--reward', Path(args.reward))}")

@@ -2,11 +2,11 @@
 
 from transformers import TrainerCallback
 
-from stage import tidy
+from stage import ends, tidy
 
 # Title of a plot: metric -> its label.
 PANELS = {
-    "reward: score in stds - EOS penalty": {"reward": "reward"},
+    "reward: score in stds - EOS penalty": {"reward": "reward", "eval_score": "held-out score"},
     "KL from the reference, per token": {"kl": "kl"},
     "entropy, nats per token": {"entropy": "entropy"},
     "length, tokens": {"completions/mean_length": "length"},
@@ -26,4 +26,4 @@ class Watcher(TrainerCallback):
             self.run.log(state.global_step, tidy(logs))
 
     def on_save(self, args, state, control, **_):
-        self.run.plot("grpo.png", PANELS)
+        self.run.plot("grpo.png", PANELS, more=ends(self.run, state.max_steps))

@@ -20,7 +20,7 @@ from functools import partial
 from common.cli import arg
 from common.grading import answer_of, is_right, short_answer
 from common.paths import load_env
-from common.rows import default_source, format_report, keep, object_of, read_splits, split_by, text_of
+from common.rows import default_source, format_report, keep, object_of, piped, read_splits, split_by, text_of
 
 HUB_NAME = "simplescaling/s1K-1.1"  # the thousand that s1.1 was trained on
 COLUMNS = ("question", "trace", "answer")
@@ -199,4 +199,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    piped(main)

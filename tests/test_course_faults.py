@@ -7,6 +7,8 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,12 @@ def test_the_list_has_titles_only(capsys):
     faults.main(["--list"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(faults.FAULTS) and max(map(len, lines)) < 60
+
+
+def test_the_list_from_a_shell():
+    """As a student starts it: nothing but course/ is on Python's path."""
+    done = subprocess.run([sys.executable, "course/faults.py", "--list"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("\n") == len(faults.FAULTS), done.stderr
 
 
 def test_the_clean_numbers_are_of_three_seeds_and_say_where_they_come_from():

@@ -3,6 +3,10 @@
 Left: what a script does otherwise than the course's, as its docstring, its pages and course/migration.md say. Right: the file,
 the flag and the value that restore it, or why nothing can. A departure that is not here is not allowed: the docstrings are
 searched for theirs.
+
+Where the values come from (November 2026): alpaca, medical and r1_grpo from public copies of the course's scripts and from Unsloth's
+public notebooks, s1_scaling from the README of github.com/simplescaling/s1. The heads of the YAML files name them, and say what was not
+found there: r1_grpo's r 16; s1_scaling's length of 32,768 and schedule, which the paper has.
 """
 
 import importlib

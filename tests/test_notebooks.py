@@ -24,7 +24,52 @@ def cells(folder, kind):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_notebooks_are_what_the_scripts_make(folder):
     file = ROOT / "course" / "notebooks" / f"{folder}.ipynb"
-    assert file.read_text("utf-8") == notebooks.notebook(folder), "make notebooks"
+    text = file.read_text("utf-8")
+    repo = re.search(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob", text)
+    assert text == notebooks.notebook(folder, repo[1] if repo else ""), "make notebooks"
+
+
+def test_buttons_lead_to_the_public_repository_and_are_none_without_one(tmp_path, monkeypatch):
+    for name in ("README.md", "README.zh-CN.md"):
+        (tmp_path / name).write_text((ROOT / "course" / "notebooks" / name).read_text("utf-8"), "utf-8")
+
+    def write(*flags):
+        monkeypatch.setattr(sys, "argv", ["notebooks.py", "--out", str(tmp_path), *flags])
+        notebooks.main()
+
+    before = (tmp_path / "README.md").read_text("utf-8")
+    write("--repo", "me/recipes")
+    for _ in range(2):  # again: they replace themselves
+        write("--repo", "you/lessons")
+    for name in ("README.md", "README.zh-CN.md"):
+        text = (tmp_path / name).read_text("utf-8")
+        assert text.count("**[Colab") == text.count("**[ModelScope") == len(FOLDERS) and "me/recipes" not in text
+    for folder in FOLDERS:
+        first, set_up = json.loads((tmp_path / f"{folder}.ipynb").read_text("utf-8"))["cells"][:2]
+        address = f"https://colab.research.google.com/github/you/lessons/blob/main/course/notebooks/{folder}.ipynb"
+        assert address in "".join(first["source"]) and (ROOT / address.partition("/main/")[2]).is_file()
+        assert "git clone https://github.com/you/lessons repository" in "".join(set_up["source"])
+    write("--repo", "")
+    assert (tmp_path / "README.md").read_text("utf-8") == before and "**[Colab" not in before
+    assert "colab.research" not in (tmp_path / "alpaca.ipynb").read_text("utf-8")
+    with pytest.raises(SystemExit, match="expected OWNER/NAME"):
+        write("--repo", "https://github.com/me/recipes")
+
+
+@pytest.mark.parametrize(
+    ("remote", "repo"),
+    [
+        ("git@github.com:me/it.git", "me/it"),
+        ("https://github.com/me/it", "me/it"),
+        ("https://gitee.com/me/it", ""),
+        ("", ""),
+    ],
+)
+def test_the_address_of_a_clone(remote, repo, monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(notebooks.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=remote + "\n"))
+    assert notebooks.origin() == repo
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -1,6 +1,10 @@
 """Notebooks of two lessons, made from their train.py:  make notebooks
 
-    python tools/notebooks.py [--out DIR]    # writes course/notebooks/*.ipynb
+    python tools/notebooks.py [--out DIR] [--repo OWNER/NAME]    # writes course/notebooks/*.ipynb
+
+With the address of a public GitHub repository (--repo, else that of `git remote get-url origin`) the first cell of each and
+course/notebooks/README get two buttons, Colab and ModelScope. Without one there is no button.
+
 
 Each top-level piece of the script is a cell; its docstring, or the comment above it, is the text before the cell. The code
 is the script's own, character by character; only the last two lines, which start it from a shell, are another cell that
@@ -11,11 +15,11 @@ import argparse
 import ast
 import inspect
 import re
+import subprocess
 from pathlib import Path
 
 import nbformat
 from nbformat import v4
-from website import REPOSITORY
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {  # the cells behind the demo
@@ -48,6 +52,34 @@ PINS = {{
 print({{name: version(name) for name, pin in PINS.items() if version(name).split("+")[0] != pin}} or "as pinned")"""
 
 
+BUTTONS = re.compile(r"^<!-- buttons: .*-->\n(?:\*\*\[.*\n)*", re.MULTILINE)  # their place in the READMEs
+
+
+def origin():
+    """OWNER/NAME of the GitHub repository that this is a clone of, or ""."""
+    done = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
+    found = re.fullmatch(
+        r"(?:https://|ssh://git@|git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?", done.stdout.strip()
+    )
+    return found[1] if found else ""
+
+
+def buttons(folder, repo):
+    """Two links that open a folder's notebook elsewhere, as one line; ModelScope opens no notebook of GitHub by its address."""
+    file = f"course/notebooks/{folder}.ipynb"
+    return (
+        f"**[Colab: {folder}](https://colab.research.google.com/github/{repo}/blob/main/{file})** · "
+        f"**[ModelScope](https://modelscope.cn/my/mynotebook)** (`git clone https://github.com/{repo}`, open {file})"
+    )
+
+
+def with_buttons(text, repo):
+    """A README's text with the buttons of `repo` in their place; none where it is ""."""
+    lines = [f"{buttons(folder, repo)}  \n" for folder in SHOWN] if repo else []
+    mark = "<!-- buttons: make notebooks REPO=OWNER/NAME -->\n"
+    return BUTTONS.sub(lambda _: mark + "".join(lines), text)
+
+
 def pins():
     """{package: version} of what the demos stand on, from requirements-cpu.in."""
     found = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements-cpu.in").read_text("utf-8"), re.MULTILINE))
@@ -78,19 +110,20 @@ def pieces(source):
     return [(text, code) for text, code, _ in made]
 
 
-def notebook(folder):
+def notebook(folder, repo=""):
+    """The notebook of folder/train.py as text. repo: OWNER/NAME of a public GitHub repository, for the buttons."""
     source = (ROOT / folder / "train.py").read_text("utf-8")
     docstring = ast.get_docstring(ast.parse(source))
     headline, _, rest = docstring.partition("\n")
     install = " ".join(f"{name}=={pin}" for name, pin in pins().items() if name != "torch")
     set_up = SET_UP.format(
-        clone=REPOSITORY.partition("/blob/")[0] or "REPOSITORY",  # a public address, where there is one
+        clone=f"https://github.com/{repo}" if repo else "REPOSITORY",  # a public address, where there is one
         folder=folder,
         install=install,
         pins="".join(f'    "{name}": "{pin}",\n' for name, pin in pins().items()),
     )
     cells = [
-        ("md", f"# {folder}\n\n{headline}\n\nWritten by `make notebooks` from [{folder}/train.py](../../{folder}/train.py): "
+        ("md", f"# {folder}\n\n{buttons(folder, repo) + chr(10) * 2 if repo else ''}{headline}\n\nWritten by `make notebooks` from [{folder}/train.py](../../{folder}/train.py): "
                f"the code is the script's own. The lesson is its [README](../../{folder}/README.md) "
                f"([中文](../../{folder}/README.zh-CN.md)); changes belong into the script."),
         ("code", set_up),
@@ -115,11 +148,16 @@ def notebook(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "course" / "notebooks")
+    parser.add_argument("--repo", default=origin(), metavar="OWNER/NAME", help="on GitHub, for the buttons")
     args = parser.parse_args()
+    if args.repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
+        raise SystemExit(f"--repo {args.repo}: expected OWNER/NAME, as it stands in https://github.com/OWNER/NAME.")
     args.out.mkdir(parents=True, exist_ok=True)
     for folder in SHOWN:
-        (args.out / f"{folder}.ipynb").write_text(notebook(folder), "utf-8")
+        (args.out / f"{folder}.ipynb").write_text(notebook(folder, args.repo), "utf-8")
         print(args.out / f"{folder}.ipynb")
+    for file in args.out.glob("README*.md"):
+        file.write_text(with_buttons(file.read_text("utf-8"), args.repo), "utf-8")
 
 
 if __name__ == "__main__":
