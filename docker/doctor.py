@@ -35,15 +35,19 @@ RECIPES = {
     "medical": SEVEN + (10,),
     "alpaca": SEVEN + (10,),
     "domain_mix": SEVEN + (10,),
+    "continual": ("Qwen/Qwen2.5-7B", 15.2, 12),
+    "lora_variants": SEVEN + (10,),
     "s1_scaling": SEVEN + (24,),
     "r1_grpo": SEVEN + (24,),
     "rlhf_ppo": ("Qwen/Qwen2.5-0.5B-Instruct", 1.0, 8),
+    "preference": SEVEN + (12,),
     "vl_insurance": ("Qwen/Qwen2.5-VL-3B-Instruct", 7.5, 8),
     "math_demos": (None, 0, 0),
 }
 # NVIDIA's compatibility table. A driver runs every minor version of a CUDA that it is new enough for.
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-CU128 = ("medical", "alpaca", "domain_mix", "vl_insurance")  # these also have a lock for CUDA 12.8
+# These also have a lock for CUDA 12.8.
+CU128 = ("medical", "alpaca", "domain_mix", "lora_variants", "preference", "vl_insurance")
 CHECKPOINTS = 3.0  # GB: three checkpoints with optimizer states, the best one and the adapter
 AUTODL = "/root/autodl-tmp"
 FOLDERS = ("MODELS_DIR", "DATA_DIR", "OUTPUT_DIR", "HF_HOME")

@@ -136,5 +136,5 @@ if [[ " $scripts" != *" $verb "* ]]; then
   echo "unknown verb '$verb'; this image has: ${scripts}doctor bash python" >&2
   exit 2
 fi
-case $verb in train) check_train "$@" ;; infer | chat | evaluate) check_infer "$@" ;; esac
+case $verb in train | dpo | orpo | simpo | kto) check_train "$@" ;; infer | chat | evaluate) check_infer "$@" ;; esac
 exec python "$verb.py" "$@"

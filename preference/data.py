@@ -3,6 +3,7 @@
     python data.py --check FILE                       what is in it, what is wrong with it and where
     python data.py --check FILE --model M             and how many pairs --max_length drops
     python data.py --check FILE --out clean.jsonl     and the rows that are kept, one JSON object a line
+    python data.py --check FILE --reward_run RUN      and where a reward model of rlhf_ppo/ disagrees (judge.py)
 
 FILE: JSON (a list), JSONL, Parquet, CSV or .xlsx, a folder with such files of one set or of `datasets` (save_to_disk), or a
 name on the hub. Pairs, for all four methods, in any layout that rlhf_ppo/ reads (one reader, sources.py):
@@ -18,17 +19,16 @@ up/down, good/bad, 👍/👎. deploy/votes.py writes both kinds. `system` and `h
 """
 
 import argparse
-import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import judge
 from common.cli import arg
 from common.files import new_file, write_lines
 from common.paths import load_env
-from common.rows import MISSING, TYPE, Bad, default_source, format_report, keep, object_of, read, split_by
-from sources import first_of, parse_pair, prompt_column, side_of, used_columns
+from common.rows import MISSING, TYPE, Bad, default_source, format_report, keep, object_of, piped, read, split_by
+from sources import first_of, key_of, notes_of, parse_pair, prompt_column, side_of, used_columns
 
 HUB_NAME = "trl-lib/ultrafeedback_binarized"  # what is read where no --data and no local folder is
 ANSWERS, LABELS = ("completion", "answer", "response"), ("label", "thumb", "rating")
@@ -132,34 +132,6 @@ def read_rows(source=None, single=False):
     return rows, report
 
 
-def loose(text):
-    """A text without what does not change its meaning: case, spaces, punctuation."""
-    return re.sub(r"[\W_]+", " ", text.lower()).strip()
-
-
-def notes_of(pairs, places):
-    """What no single row shows. All of these are kept: people do disagree, and only you know which of two labels is right."""
-    first, contrary, repeated, alike = {}, [], [], []
-    for place, pair in zip(places, pairs, strict=True):
-        prompt, chosen, rejected = key_of(pair["prompt"]), pair["chosen"], pair["rejected"]
-        if (prompt, rejected, chosen) in first:
-            contrary.append((place, first[prompt, rejected, chosen]))
-        if first.setdefault((prompt, chosen, rejected), place) != place:
-            repeated.append((place, first[prompt, chosen, rejected]))
-        if loose(chosen) == loose(rejected):
-            alike.append((place,))
-    kinds = (
-        (contrary, "contradict an earlier one: the same prompt, the sides swapped"),
-        (repeated, "repeat an earlier one"),
-        (alike, "have sides that differ in case, spaces or punctuation only"),
-    )
-    return [
-        f"{len(found):,} pairs {what} (the first: {' and '.join(place.inside for place in found[0])})"
-        for found, what in kinds
-        if found
-    ]
-
-
 def contradictions(rows, places):
     """Single answers that have both labels."""
     first, contrary = {}, []
@@ -170,10 +142,6 @@ def contradictions(rows, places):
             contrary.append((at, place))
     told = "answers have both labels (the first: {})"
     return [f"{len(contrary):,} {told.format(' and '.join(each.inside for each in contrary[0]))}"] if contrary else []
-
-
-def key_of(messages):
-    return json.dumps(messages, ensure_ascii=False)
 
 
 def split(rows, ratio, seed):
@@ -224,10 +192,14 @@ def main(argv=None):
     parser.add_argument("--single", action="store_true", help="read as kto.py does: single answers, pairs as two each")
     parser.add_argument("--model", help="whose tokenizer counts for --max_length")
     parser.add_argument("--max_length", type=int, default=1024, help="tokens of prompt + answer, as in training")
+    parser.add_argument("--reward_run", metavar="RUN", help="a reward model of rlhf_ppo/: how often does it agree?")
     args = parser.parse_args(argv)
+    if args.single and args.reward_run:
+        parser.error("--reward_run compares the two sides of pairs: leave out --single")
     if args.out:
         new_file(args.out)
     load_env()
+    reward = judge.open_reward(args.reward_run) if args.reward_run else None
     rows, report = read_rows(args.check, args.single)
     print(format_report(report))
     print(f"different prompts: {len({key_of(row['prompt']) for row in rows}):,}")
@@ -242,6 +214,8 @@ def main(argv=None):
         print("\n".join(lengths_told(rows)))
     if args.model:
         print(cut_told(rows, ("completion",) if args.single else ("chosen", "rejected"), args.model, args.max_length))
+    if reward:
+        print("\n".join(judge.told(rows, report["places"], judge.scores_of(*reward, rows, args.max_length))))
     if args.out:
         try:
             write_lines(args.out, rows)
@@ -251,4 +225,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    piped(main)

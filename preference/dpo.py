@@ -15,14 +15,14 @@ Minutes, CPU:        python dpo.py --demo
 Override anything:  python dpo.py --data pairs.jsonl --beta 0.3 --learning_rate 1e-5
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from common import screen
+from common import adapters, hub, screen
 from common.cli import LoraArgs, arg, parse, trainer_config
 from common.contract import next_steps
-from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
 from common.speed import fit
 from data import DataArgs, load_splits
@@ -62,7 +62,8 @@ DEMO = dict(
     model=DEMO_MODEL,
     quantization="none",
     data=str(HERE / "sample" / "gold.jsonl"),
-    learning_rate=5e-4,  # sixteen updates only: a small model bears, and needs, larger steps
+    eval_ratio=0.2,  # 24 held-out prompts: fewer say little
+    learning_rate=1e-3,  # sixteen updates only: a small model bears, and needs, larger steps
     max_steps=16,
     per_device_train_batch_size=8,
     gradient_accumulation_steps=1,
@@ -71,6 +72,7 @@ DEMO = dict(
     bf16=False,
     eval_steps=8,
     save_steps=8,
+    show_answers=24,
     max_new_tokens=36,
 )
 
@@ -124,6 +126,24 @@ def run_pairs(args, loss, needs_reference=True) -> Path:
     return run_method(args, parts)
 
 
+def begin(args):
+    """--start brings its base, its rank and its alpha; what is in it is part of a run's identity, as the data is."""
+    args.backend = "hf"  # adapters take turns here, which is PEFT's way
+    if not args.start:
+        return
+    folder = Path(args.start).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        raise SystemExit(
+            f"{args.start} holds no adapter (no adapter_config.json). Give the folder that an SFT train.py named."
+        )
+    if "model" not in args.given:
+        args.model = adapters.base_of(folder)
+    shape = hub.read_object(folder / "adapter_config.json", r=int, lora_alpha=(int, float))
+    args.lora_r, args.lora_alpha = shape["r"], shape["lora_alpha"]  # run.json is to say what the adapter has
+    weights = folder / "adapter_model.safetensors"
+    args.start_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+
+
 def run_method(args, parts, single=False) -> Path:
     """Data, model, trainer, training, saving, showing: the same for all four methods.
 
@@ -131,18 +151,20 @@ def run_method(args, parts, single=False) -> Path:
     are single answers with a label.
     """
     if args.estimate:
-        from policy import work
-
-        return fit.estimate(args, "max_length", work)
+        sides = 1 if single else 2  # rows that are trained on; logits of pairs.CHUNK answer tokens, and their gradient
+        return fit.estimate(
+            args, "max_length", lambda length, rows: dict(tokens=sides * rows * length, logits=12 * 1024)
+        )
+    begin(args)
     screen.heading("data")
     train_rows, eval_rows = load_splits(args, single)
 
+    path = hub.resolve_model(args.model)
+
     import policy  # torch is loaded from here on: what can be wrong above has been said
 
-    policy.begin(args)
-    path = resolve_model(args.model)
     config = trainer_config(args)
-    choose_quantization(args.quantization, path)  # says now, and not in minutes, that the model cannot fit
+    hub.choose_quantization(args.quantization, path)  # says now, and not in minutes, that the model cannot fit
 
     import watch
     from common import runs
@@ -160,7 +182,7 @@ def run_method(args, parts, single=False) -> Path:
             args=config,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            data_collator=collator(tokenizer, policy.packs(args)),
+            data_collator=collator(tokenizer, policy.packs(args, config)),
         )
         screen.heading("before training")
         look = partial(watch.look, trainer, tokenizer, eval_rows, template, args)

@@ -28,7 +28,7 @@ DEFAULTS = dpo.DEFAULTS | dict(
     bad_weight=1.0,
     per_device_train_batch_size=8,  # rows, and as many mismatched ones
 )
-DEMO = dpo.DEMO | dict(learning_rate=1e-3, per_device_train_batch_size=16)
+DEMO = dpo.DEMO | dict(per_device_train_batch_size=12)  # sixteen updates: each row once
 
 
 @dataclass
@@ -101,7 +101,7 @@ def trainer_class():
             table = torch.stack(
                 [margins.detach(), policy.detach(), policy.detach() - before, liked.float(), z0 + 0 * before]
             ).tolist()
-            facts = {"margin": table[0], "accuracy": [float(m > 0) for m in table[0]], "z0": table[4][:1]}
+            facts = {"margin": table[0], "accuracy": [((m > 0) + (m >= 0)) / 2 for m in table[0]], "z0": table[4][:1]}
             for name, kind in (("chosen", 1.0), ("rejected", 0.0)):
                 mine = [i for i, label in enumerate(table[3]) if label == kind]
                 facts |= {f"logp_{name}": [table[1][i] for i in mine], f"ratio_{name}": [table[2][i] for i in mine]}

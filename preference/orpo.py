@@ -26,10 +26,7 @@ DEFAULTS = dpo.DEFAULTS | dict(
     learning_rate=1e-4,  # it is an SFT loss as well, and there is no ratio to a reference that would run away
 )
 del DEFAULTS["beta"]
-DEMO = dpo.DEMO | dict(
-    weight=1.0,  # sixteen updates only
-    learning_rate=1e-3,
-)
+DEMO = dpo.DEMO | dict(weight=1.0)  # sixteen updates only
 
 
 @dataclass

@@ -199,7 +199,7 @@ class PairTrainer(Trainer):
         (chosen, rejected), sizes = policy.detach().chunk(2), lengths.float().chunk(2)
         facts = {
             "margin": margins.detach(),
-            "accuracy": (margins > 0).float(),
+            "accuracy": ((margins > 0).float() + (margins >= 0).float()) / 2,  # a tie is half right: 0.5 at first
             "logp_chosen": chosen,
             "logp_rejected": rejected,
         }

@@ -1,31 +1,14 @@
 """The model that is trained: the frozen base with a fresh adapter, or with that of an SFT run and a frozen copy beside it."""
 
-import hashlib
 from pathlib import Path
 
 from common import adapters, device, files, hub, models
 from common.speed import lora, packing
-from pairs import CHUNK, REFERENCE
+from pairs import REFERENCE
 from prompt import TEMPLATE
 
 # QLoRA (arXiv 2305.14314): frozen weights in 4 bits that are spaced as normally distributed numbers are.
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-
-
-def begin(args):
-    """--start brings its base; what is in it is part of a run's identity, as the data is."""
-    args.backend = "hf"  # adapters take turns here, which is PEFT's way
-    if not args.start:
-        return
-    folder = Path(args.start).expanduser()
-    if not (folder / "adapter_config.json").is_file():
-        raise SystemExit(
-            f"{args.start} holds no adapter (no adapter_config.json). Give the folder that an SFT train.py named."
-        )
-    if "model" not in args.given:
-        args.model = adapters.base_of(folder)
-    weights = folder / "adapter_model.safetensors"
-    args.start_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def tokenizer_of(args, path):
@@ -67,14 +50,14 @@ def load_model(args, config, path):
     models.widen_adapters(model)
     if args.fused_lora:
         lora.fuse(model)
-    if packs(args):
+    if packs(args, config):
         packing.attend_by_row(model, args.backend)
     return model
 
 
-def packs(args):
-    """Whether rows lie end to end: where the card has a kernel for attention by row."""
-    return args.packing and device.varlen_kernel() is not None
+def packs(args, config):
+    """Whether rows lie end to end: where the card has a kernel for attention by row, which takes numbers of 16 bits only."""
+    return args.packing and device.varlen_kernel() is not None and device.dtype(config).itemsize == 2
 
 
 def drop_reference(model):
@@ -82,8 +65,3 @@ def drop_reference(model):
     if REFERENCE in model.peft_config:
         model.delete_adapter(REFERENCE)
         model.set_adapter("default")
-
-
-def work(length, rows):
-    """What a micro-batch takes, as arguments of fit.needs: two rows for each pair, logits of one chunk and their gradient."""
-    return dict(tokens=2 * rows * length, logits=12 * CHUNK)

@@ -1,8 +1,9 @@
 """One raw row of preference data, in any layout that is understood (see data.py), as a prompt in turns and two answers.
 
-What cannot be used is said by `Bad`, with the column, and never mended by a guess.
+What cannot be used is said by `Bad`, with the column, and never mended by a guess. What no single row shows, notes_of says.
 """
 
+import json
 import re
 
 from common.rows import EMPTY, MISSING, TYPE, Bad, blank, clean_text, object_of
@@ -170,3 +171,46 @@ def parse_pair(row):
     if chosen == rejected:
         raise Bad(EQUAL, sides[1][0], "the same text as chosen")
     return {"prompt": systems + talk, "chosen": chosen, "rejected": rejected}
+
+
+# -- all pairs of a source
+
+
+def key_of(messages):
+    return json.dumps(messages, ensure_ascii=False)
+
+
+def loose(text):
+    """A text without what does not change its meaning: case, spaces, punctuation."""
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
+
+
+def notes_of(pairs, places):
+    """What no single row shows: pairs that contradict or repeat another one, sides that are nearly one, and answers that
+    begin with their question.
+
+    All are kept. People do disagree, and of two pairs that contradict each other only one can be learned.
+    """
+    first, contrary, repeated, echoes, alike = {}, [], [], [], []
+    for place, pair in zip(places, pairs, strict=True):
+        prompt, chosen, rejected = key_of(pair["prompt"]), pair["chosen"], pair["rejected"]
+        if (prompt, rejected, chosen) in first:
+            contrary.append((place, first[prompt, rejected, chosen]))
+        if first.setdefault((prompt, chosen, rejected), place) != place:
+            repeated.append((place, first[prompt, chosen, rejected]))
+        question = pair["prompt"][-1]["content"]
+        if chosen.startswith(question) and rejected.startswith(question):
+            echoes.append((place,))
+        if loose(chosen) == loose(rejected):
+            alike.append((place,))
+    kinds = (
+        (contrary, "contradict an earlier one: the same prompt, the sides swapped"),
+        (repeated, "repeat an earlier one"),
+        (echoes, "have their prompt's text again at the start of both answers, which is not taken off"),
+        (alike, "have sides that differ in case, spaces or punctuation only"),
+    )
+    return [
+        f"{len(found):,} pairs {what} (the first: {' and '.join(place.inside for place in found[0])})"
+        for found, what in kinds
+        if found
+    ]

@@ -150,6 +150,7 @@ def folder_texts(modules_of, task):
         "alpaca",
         "medical",
         "domain_mix",
+        "lora_variants",
         "r1_grpo",
     ) else {}
 
@@ -164,14 +165,15 @@ def own_ids(task, prompt, texts, tokenizer, probe):
         return prompt.prompt_ids(tokenizer, [{"instruction": last, "input": ""}], texts)[0]
     if task == "domain_mix":
         return ids_of(tokenizer, [prompt.chatml([*prompt.opening(texts["system_prompt"]), *said])])[0]
-    if task == "rlhf_ppo":
+    if task in ("rlhf_ppo", "preference"):
         return prompt.prompt_ids(tokenizer, [{"prompt": said}])[0]
     if task == "s1_scaling":
         return prompt.prompt_ids(tokenizer, [{"question": last}])[0]
     return prompt.prompt_ids(tokenizer, [{"question": last}], texts)[0]
 
 
-RECIPES = ["alpaca", "alpaca chat", "medical", "domain_mix", "s1_scaling", "r1_grpo", "rlhf_ppo"]
+RECIPES = ["alpaca", "alpaca chat", "medical", "domain_mix", "s1_scaling", "r1_grpo", "rlhf_ppo", "preference"]
+RECIPES += ["lora_variants", "continual"]
 
 
 @pytest.fixture(scope="module")
@@ -719,8 +721,11 @@ TRAINED = {
     "medical": [("train.py", *LIGHT)],
     "domain_mix": [("train.py", *LIGHT)],
     "s1_scaling": [("train.py", *LIGHT)],
+    "lora_variants": [("train.py", "--variant", "pissa", *LIGHT)],
+    "continual": [("train.py",), ("sft.py", "--max_steps", 4)],
     "r1_grpo": [("train.py", "--max_steps", 4)],
     "rlhf_ppo": [("train_reward.py",), ("train_grpo.py", "--max_steps", 4)],
+    "preference": [("dpo.py", "--max_steps", 4)],
 }
 
 

@@ -209,7 +209,7 @@ def test_make_image_says_what_it_cannot_build(image):
 
 
 def test_a_recipe_with_a_second_lock_can_be_built_from_it():
-    assert OLDER == ["alpaca", "domain_mix", "medical", "vl_insurance"]
+    assert OLDER == ["alpaca", "domain_mix", "lora_variants", "medical", "preference", "vl_insurance"]
     for task in TASKS:
         text = (ROOT / task / "Dockerfile").read_text("utf-8")
         more = list((ROOT / task).glob("requirements-*.txt"))

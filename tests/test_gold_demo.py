@@ -55,22 +55,17 @@ def test_a_score_that_rose_by_emptiness_is_called_so(rlhf):
 @pytest.mark.parametrize("seed", [3407, 1, 2])
 def test_gold_rises_in_the_demo(copied, script, seed, tmp_path, modules_of, demo_model):
     task = copied("rlhf_ppo")
-    for stage in ("ppo", "grpo"):
-        (tmp_path / f"{stage}.yaml").write_text(f"seed: {seed}\n")
-    configs = [each for stage in ("ppo", "grpo") for each in (f"--{stage}_config", tmp_path / f"{stage}.yaml")]
-    said = script(task / "train.py", "--demo", *configs).stdout
+    (tmp_path / "ppo.yaml").write_text(f"seed: {seed}\n")
+    said = script(task / "train.py", "--demo", "--ppo_config", tmp_path / "ppo.yaml").stdout
     gold = modules_of("rlhf_ppo", ("gold",)).gold
-    for stage in ("ppo", "grpo"):
-        (folder,) = (tmp_path / "outputs" / "rlhf_ppo" / stage).iterdir()
-        record = json.loads((folder / "run.json").read_text("utf-8"))
-        texts = {name: [each["answer"] for each in record[name]] for name in ("before", "after")}
-        golds = {name: sum(map(gold.gold, each)) / len(each) for name, each in texts.items()}
-        assert golds["after"] >= golds["before"] + GAIN[seed], (stage, golds)
-        assert sum(len(gold.words_of(text)) < gold.SAYS_NOTHING for text in texts["after"]) <= MOST_EMPTY[seed], texts[
-            "after"
-        ]
-    assert said.count("  gold ") == 2
+    (folder,) = (tmp_path / "outputs" / "rlhf_ppo" / "ppo").iterdir()
+    record = json.loads((folder / "run.json").read_text("utf-8"))
+    texts = {name: [each["answer"] for each in record[name]] for name in ("before", "after")}
+    golds = {name: sum(map(gold.gold, each)) / len(each) for name, each in texts.items()}
+    assert golds["after"] >= golds["before"] + GAIN[seed], golds
+    assert sum(len(gold.words_of(text)) < gold.SAYS_NOTHING for text in texts["after"]) <= 1, texts["after"]
+    assert said.count("  gold ") == 1
 
 
-# as measured: +0.6 and +0.7, +0.1 and +0.1, +0.6 and +0.9 (PPO and GRPO); with seed 1 PPO leaves 4 answers of 12 empty
-GAIN, MOST_EMPTY = {3407: 0.3, 1: 0.0, 2: 0.3}, {3407: 1, 1: 5, 2: 1}
+# as measured: +0.7, +0.1 and +0.6; with seed 1 hardly an answer of the first rollouts has an end (RESULTS.md)
+GAIN = {3407: 0.3, 1: 0.0, 2: 0.3}

@@ -196,6 +196,16 @@ def batch_lengths(batch):
     return torch.tensor(batch["lengths"])
 
 
+def test_orpo_s_odds_are_exact_where_an_answer_is_nearly_certain(task):
+    """TRL's rows above are far from it, and 1 - exp(log P) is 0 there."""
+    import torch
+
+    policy, lengths = torch.tensor([-3e-9, -2.0]), torch.tensor([3, 2])
+    losses, margins = task.orpo.orpo_loss(policy, None, lengths, 0.4)
+    wanted = -math.log(1e-9) - (-1 - math.log(1 - math.exp(-1)))
+    assert abs(margins.item() - wanted) < 1e-4 and abs(losses.item() - 0.4 * math.log1p(math.exp(-wanted))) < 1e-6
+
+
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_kto_is_trl_s_whose_micro_batch_is_the_whole_step(task, tiny, tmp_path, accumulation):
     how = dict(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)

@@ -53,6 +53,12 @@ TRAINERS = {
              f"{STEPS}--logging_steps 1"),
     "dpo": ("preference", "dpo", f"--demo --model MODEL --eval_steps 2 --max_length 4000 {TEXT}{STEPS}"),
     "kto": ("preference", "kto", f"--demo --model MODEL --eval_steps 2 --max_length 4000 {TEXT}{STEPS}"),
+    **{each: ("lora_variants", "train",
+       f"--demo --model MODEL --variant {each} --eval_steps 2 --max_length 4000 {TEXT}{STEPS}")
+       for each in ("rslora", "dora", "pissa", "olora", "eva", "loraplus", "lorafa", "muon")},
+    "cpt": ("continual", "train", "--demo --model MODEL --embeddings --ask 1 --eval_steps 2 --lora_alpha 2 --max_length 400 "
+            f"{TEXT}{STEPS}"),
+    "sft": ("continual", "sft", f"--demo --model MODEL --ask 1 --eval_steps 2 --lora_alpha 2 --max_length 400 {TEXT}{STEPS}"),
 }  # fmt: skip
 USERS = ("checkpoint-3-mine/keep", "checkpoint-best/keep", "notes.txt")
 

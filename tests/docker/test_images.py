@@ -351,6 +351,7 @@ OTHERS = {  # flags that make a demo a matter of seconds; rlhf_ppo's is a chain 
     "domain_mix": "--max_steps 1 --max_new_tokens 4",
     "r1_grpo": "--max_steps 1 --save_steps 1 --max_completion_length 8 --warmup_sft 1 --probe_prompts 0 --eval_prompts 1 --follow 1",
     "rlhf_ppo": "",
+    "preference": "--max_steps 1 --max_new_tokens 4 --show_answers 2 --eval_rows 4",
     "vl_insurance": "--max_steps 1 --max_new_tokens 4",
     "s1_scaling": "--max_steps 1 --eval_rows 4 --eval_answers 2 --max_think 12 --cap 4 --max_answer 3",
 }
@@ -368,7 +369,8 @@ def test_every_other_folder_is_an_image_too(docker, medical, models, task, tmp_p
     assert "no nvidia-smi here" in docker(*RUN, "--rm", image, "doctor", "--lang", "en", "--offline").stdout
     outputs = tmp_path / "outputs"
     mounts = [mount(models, "models", "ro"), mount(outputs, "outputs")]
-    done = docker(*RUN, "--rm", *mounts, image, "--demo", *OTHERS[task].split())
+    script = ["dpo"] if task == "preference" else []  # it has four in the place of a train.py
+    done = docker(*RUN, "--rm", *mounts, image, *script, "--demo", *OTHERS[task].split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(outputs.glob(f"{task}/**/adapter_model.safetensors"))
 
