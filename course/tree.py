@@ -21,15 +21,17 @@ TREE = {
         ("Does a good prompt do it,", "perhaps with a few examples in it?", "Prompting", "nothing to train; keep the prompt as the baseline"),
         ("Does it lack facts, ones that change", "or have to be quoted?", "Retrieval-augmented generation (RAG)", "look them up, put them into the prompt"),
         ("Can you show the right answer", "some hundred times?", "Supervised fine-tuning", "alpaca · medical · domain_mix · vl_insurance · s1_scaling"),
+        ("Is there much raw text of the field", "that it has never read?", "Continued pretraining, then fine-tuning", "continual · which LoRA: lora_variants"),
         ("Can a program check an answer, and is", "the model right now and then?", "GRPO with rules as rewards", "r1_grpo"),
-        ("Can people say which of two answers", "is the better one?", "Reward model, then PPO or GRPO", "rlhf_ppo"),
+        ("Can people say which of two answers", "is the better one?", "DPO and its kin, or a reward model", "preference · rlhf_ppo"),
     ],
     "zh": [
         ("写好提示词，再放几个例子，", "能解决吗？", "提示词工程", "不用训练；把它留作对照"),
         ("缺的是知识吗？会变的，", "或者必须有出处的？", "检索增强生成（RAG）", "先查资料，再放进提示词"),
         ("能给出几百个", "正确回答吗？", "监督微调（SFT）", "alpaca · medical · domain_mix · vl_insurance · s1_scaling"),
+        ("有大量领域原文，", "而模型从没读过吗？", "继续预训练，再微调", "continual · 用哪种 LoRA：lora_variants"),
         ("程序能检查对错，", "而且模型偶尔能答对吗？", "GRPO，规则作奖励", "r1_grpo"),
-        ("人能说出两个回答里", "哪个更好吗？", "奖励模型，再 PPO 或 GRPO", "rlhf_ppo"),
+        ("人能说出两个回答里", "哪个更好吗？", "DPO 一类，或奖励模型", "preference · rlhf_ppo"),
     ],
 }  # fmt: skip
 WORDS = {

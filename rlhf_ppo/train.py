@@ -11,7 +11,7 @@ the chain takes finished stages as they are and goes on in the middle of the one
 
 One GPU:           python train.py --adapter outputs/alpaca/RUN --data pairs.jsonl
 An instruct model: python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl --grpo
-Three minutes, CPU: python train.py --demo
+Four minutes, CPU: python train.py --demo
 """
 
 import sys

@@ -194,7 +194,8 @@ def tune(config, args, path, dataset, patches=()):
     fixed = _fixed(vars(args) | vars(config), "per_device_train_batch_size")
     if "micro" not in fixed:  # else as given, for each GPU
         rows = _share(rows, config.world_size)
-    packing = args.packing if "packing" in given else device.varlen_kernel() is not None
+    kernel = device.varlen_kernel() is not None and device.dtype(config).itemsize == 2  # it knows no float32
+    packing = args.packing if "packing" in given else kernel
     shards = config.world_size if device.sharded() else 1
     choice = choose(path, tokens.lengths(dataset), rows, args.lora_r, total, fixed, shards, patches)
     if choice is None:
