@@ -40,8 +40,8 @@ test-docker: venv  ## every image, built and run on a stand-in base
 site: .venv/.site  ## every page in both languages, with search, in site/: open site/index.html
 	@$(PY) tools/website.py
 
-notebooks: .venv/.site  ## course/notebooks/*.ipynb again, from the scripts
-	@$(PY) tools/notebooks.py
+notebooks: .venv/.site  ## course/notebooks/*.ipynb again, from the scripts [REPO=OWNER/NAME, for the buttons]
+	@$(PY) tools/notebooks.py $(if $(REPO),--repo $(REPO))
 
 record: .venv/.site  ## make demo in a pseudo-terminal -> the pictures of the root READMEs (minutes)
 	@$(PY) tools/record.py

@@ -213,7 +213,7 @@ def test_the_plan_of_auto_counts_the_cards(monkeypatch):
     monkeypatch.setattr(fit.device, "varlen_kernel", lambda: None)
     monkeypatch.setattr(fit.tokens, "lengths", lambda dataset: [100] * 64)
 
-    def choose(path, lengths, rows, r, total, fixed, shards=1):
+    def choose(path, lengths, rows, r, total, fixed, shards=1, patches=()):
         asked.update(rows=rows, shards=shards)
         return False, False, rows, 1e9
 

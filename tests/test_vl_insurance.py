@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "vl_insurance"
 NAMES = (
-    "gauges", "fields", "pictures", "prompt", "sheet", "data", "digits", "render", "lessons", "windows", "model", "answers", "miniature",
+    "gauges", "fields", "pictures", "prompt", "sheet", "data", "digits", "render", "lessons", "windows", "fast", "model", "answers", "miniature",
     "pretrain", "train", "infer", "evaluate",
 )  # fmt: skip
 FACTS = {"mileage": 528915, "unit": "km", "speed": 62, "time": "14:07", "temperature": 22, "gear": "D"}
@@ -1001,7 +1001,6 @@ def test_no_photo_keeps_its_place_in_the_control(vl):
     [
         ("train.py", ["--data", "nowhere.xlsx"], "nowhere.xlsx: no such file"),
         pytest.param("train.py", ["--max_length", "80"], "no row fits in --max_length 80", marks=pytest.mark.slow),
-        ("train.py", ["--packing", "true"], "unknown flag --packing"),
         ("train.py", ["--padding_free", "true"], "TRL has it for text only"),
         ("infer.py", [], "--image: which photo"),
         ("infer.py", ["--image", "nowhere.jpg"], "nowhere.jpg: no such file"),
@@ -1030,6 +1029,6 @@ def test_the_courses_settings(vl, script):
     assert "nowhere.xlsx: no such file" in done.stderr or "--backend unsloth needs an NVIDIA GPU" in done.stderr
 
 
-def test_the_bench_needs_a_gpu_and_known_rows(script, tiny):
-    done = script(ROOT / "bench" / "vl_speed.py", "--tokenizer", tiny, "--rows", "nonsense", check=False)
-    assert done.returncode and "--rows: no nonsense" in done.stderr
+def test_the_bench_needs_known_arms(script):
+    done = script(ROOT / "bench" / "vl_speed.py", "--arms", "nonsense", check=False)
+    assert done.returncode and "--arms: no nonsense" in done.stderr
