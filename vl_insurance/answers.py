@@ -1,12 +1,15 @@
 """What a model says about pictures, before and after training. Imports torch: for after the parsing."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from common import runs, screen
+from common import device, runs, screen
 from common.files import text_table
+from common.models import BY_ROW
+from fast import cut, see_bytes
 from fields import FIELDS, parse, score
 from pictures import load_image
 from prompt import prompt_text
@@ -14,35 +17,65 @@ from prompt import prompt_text
 
 @contextlib.contextmanager
 def inference(model, backend):
-    """Switch a model to generation and back."""
-    training = model.training
+    """Switch a model to generation and back. Attention by row makes room, since batches are padded here."""
+    training, attention = model.training, model.config._attn_implementation
     if backend == "unsloth":
         from unsloth import FastVisionModel
 
         FastVisionModel.for_inference(model)
     model.eval()
+    if attention == BY_ROW:
+        model.config._attn_implementation = "sdpa"
     yield
+    model.config._attn_implementation = attention
     if backend == "unsloth" and training:
         FastVisionModel.for_training(model)
     model.train(training)
+
+
+def ready(processor, backend, pictures, prompts):
+    """A batch of pictures (PIL images, or paths of files) and prompts as `generate` gives it to the model."""
+    images = [load_image(each) if isinstance(each, str | Path) else each for each in pictures]
+    # Padding on the left: a decoder goes on from the last position.
+    how = dict(padding=True, padding_side="left", return_tensors="pt")
+    if backend == "unsloth":
+        texts = [prompt_text(processor, {"prompt": each}) for each in prompts]
+        return processor(text=texts, images=[[each] for each in images], **how)
+    cells, grids = zip(*(cut(each, processor.image_processor.size["longest_edge"]) for each in images), strict=True)
+    texts = [
+        prompt_text(processor, {"prompt": each}, len(cell) // 4) for each, cell in zip(prompts, cells, strict=True)
+    ]
+    batch = processor.tokenizer(texts, add_special_tokens=False, **how)
+    batch["mm_token_type_ids"] = (batch["input_ids"] == processor.image_token_id).int()
+    return batch | {"pixel_values": torch.cat(cells), "image_grid_thw": torch.tensor(grids)}
+
+
+def at_once():
+    """Photos that are answered at once where nobody says: on a GPU a token of 64 answers takes as long as one of 8."""
+    free, on_gpu = device.free_bytes()
+    return max(8, min(64, int(free / 5e8))) if on_gpu else 8  # 0.5 GB: a 3B and a photo of 1,024 tokens need less
 
 
 @torch.no_grad()
 def generate(model, processor, pictures, prompts, max_new_tokens=200, batch_size=8, backend="hf"):
     """The model's answer to each prompt about each picture, greedily, in order.
 
-    pictures: PIL images, or paths of files, so that a thousand of them are never in memory together.
+    pictures: PIL images, or paths of files, so that a thousand of them are never in memory together. The next batch's are
+    opened while the model answers. batch_size: 0 lets `at_once` decide.
     """
-    made, tokenizer = [], processor.tokenizer
-    with inference(model, backend):
-        for start in screen.bar("sampling answers", None, " batches", range(0, len(prompts), batch_size)):
-            texts = [prompt_text(processor, {"prompt": each}) for each in prompts[start : start + batch_size]]
-            batch = pictures[start : start + batch_size]
-            images = [[load_image(each) if isinstance(each, str | Path) else each] for each in batch]
-            # Padding on the left: a decoder goes on from the last position.
-            batch = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
+    made, tokenizer, batch_size = [], processor.tokenizer, batch_size or at_once()
+    starts = range(0, len(prompts), batch_size)
+    if backend == "hf":
+        see_bytes(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    with inference(model, backend), ThreadPoolExecutor(1) as ahead:
+        parts = [(pictures[start : start + batch_size], prompts[start : start + batch_size]) for start in starts]
+        coming = ahead.submit(ready, processor, backend, *parts[0]) if parts else None
+        for number in screen.bar("sampling answers", None, " batches", range(len(parts))):
+            batch = coming.result()
+            if number + 1 < len(parts):
+                coming = ahead.submit(ready, processor, backend, *parts[number + 1])
             output = model.generate(
-                **batch.to(model.device),
+                **{name: each.to(model.device) for name, each in batch.items()},
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 repetition_penalty=1.0,  # Qwen's own settings have 1.05, which is not greedy any more
@@ -64,7 +97,7 @@ def measure(trainer, processor, shown, args, prompt=None):
     made = {"loss": trainer.evaluate()["eval_loss"]} if trainer.eval_dataset is not None else {}
     # Each row gets the next one's picture. A model that answers the same to it does not look.
     for name, pictures in (("answers", paths), ("exchanged", paths[1:] + paths[:1])):
-        made[name] = generate(trainer.model, processor, pictures, prompts, args.max_new_tokens, 8, args.backend)
+        made[name] = generate(trainer.model, processor, pictures, prompts, args.max_new_tokens, 0, args.backend)
     return made
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.files import text_table
 from common.paths import load_env
-from common.rows import Bad, clean_text, format_report, keep, object_of, split_by, text_of
+from common.rows import Bad, clean_text, format_report, keep, object_of, piped, split_by, text_of
 from common.settings import in_range
 from pictures import BadPicture, find_picture, image_tokens, is_rotated, load_image
 from sheet import COLUMNS, read_table
@@ -110,4 +110,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    piped(main)

@@ -44,7 +44,7 @@ class Args(ModelArgs):
     limit: int | None = arg(None, "at most so many held-out rows")
     max_pixels: int | None = arg(None, "pixel cap (default: what the adapter was trained with; keep it)")
     max_new_tokens: int = arg(200, "longest answer, in tokens")
-    batch_size: int = arg(8, "photos answered at once")
+    batch_size: int = arg(0, "photos answered at once (0: 8, on a GPU up to 64 as its memory allows)")
     base: bool = arg(True, "ask the base model, too")
     seed: int = arg(42, "of the exchange of photos and of the resampling for the intervals")
 

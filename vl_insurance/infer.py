@@ -33,7 +33,7 @@ class Args(ModelArgs):
     adapter: str | None = arg(None, "an adapter folder (default: the newest finished run)")
     max_pixels: int | None = arg(None, "pixel cap (default: what the adapter was trained with; keep it)")
     max_new_tokens: int = arg(200, "longest answer, in tokens")
-    batch_size: int = arg(8, "photos answered at once")
+    batch_size: int = arg(0, "photos answered at once (0: 8, on a GPU up to 64 as its memory allows)")
 
 
 def find_pictures(name):

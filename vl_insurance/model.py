@@ -11,6 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from common import hub
 from common.files import read_json
 from common.models import load_tokenizer
+from fast import see_bytes
 from pictures import MIN_PIXELS
 from prompt import IMAGE
 from windows import attend_at_once
@@ -66,7 +67,7 @@ def load_base(path, backend, nf4, dtype, max_length=4096):
     four_bit = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype) if nf4 else None
     where = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
     options = dict(dtype=dtype, quantization_config=four_bit, device_map=where)
-    return attend_at_once(hub.load(AutoModelForImageTextToText, path, **options))
+    return see_bytes(attend_at_once(hub.load(AutoModelForImageTextToText, path, **options)))
 
 
 def attach(model, lora, args, config):

@@ -15,6 +15,7 @@ Override anything:  python train.py --data qwen-vl-train.xlsx --max_pixels 40140
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common import device, screen, tokens
@@ -115,6 +116,10 @@ class Args(RehearsalArgs, ModelArgs):
     )
     max_new_tokens: int = arg(200, "longest answer shown, in tokens")
     show_mask: int = arg(0, "print N rows with the trained tokens marked, then train")
+    auto: bool = arg(True, "choose what the card decides: quantization, packing, micro-batch, checkpointing, kernels")
+    rows_per_step: int | None = arg(None, "photos per optimizer step (default: batch size x gradient accumulation)")
+    packing: bool = arg(False, "a batch's photos in one pass, its rows end to end without padding (backend hf)")
+    fused_lora: bool = arg(False, "LoRA in fewer passes over memory; the same result (backend hf)")
     estimate: bool = arg(False, "print which cards the run fits on, what would make it fit, and end")
     price_per_hour: float | None = arg(None, "what the machine costs: the plan then says what the run will cost")
 
@@ -148,6 +153,7 @@ def load_model(args, config, path):
     """The frozen base with fresh adapters: W x + alpha / r * B A x, with B and A of rank r, of which only these train."""
     from peft import LoraConfig
 
+    import fast
     from model import attach, load_base
 
     lora_config = LoraConfig(
@@ -160,7 +166,12 @@ def load_model(args, config, path):
     )
     nf4 = NF4 if choose_quantization(args.quantization, path) else None
     model = load_base(path, args.backend, nf4, device.dtype(config), args.max_length)
-    return attach(model, lora_config, args, config)
+    model = attach(model, lora_config, args, config)
+    if args.packing:
+        fast.attend_by_row(model)
+    if args.fused_lora and args.backend == "hf":
+        fast.fuse(model)
+    return model
 
 
 def main(argv=None):
@@ -176,7 +187,8 @@ def main(argv=None):
             taken = min(args.max_length, pixels // 784 + 300)
             return dict(tokens=rows * taken, patches=rows * pixels // 196 if args.finetune_vision_layers else 0)
 
-        return fit.estimate(args, "max_pixels", work)
+        fit.estimate(args, "max_pixels", work)
+        return print(f"\nA row is a photo: at most {args.max_pixels // 784:,} image tokens, and its text.")
     screen.heading("data")
     train_rows, eval_rows = load_splits(args)
     eval_rows = eval_rows[: args.overfit or args.eval_rows]
@@ -187,6 +199,7 @@ def main(argv=None):
     config.max_length = None  # TRL would cut rows, inside an answer or before it, where the loss is 0 in silence
     from trl import SFTTrainer
 
+    import fast
     from answers import measure, show
     from common import runs
     from model import load_processor
@@ -195,6 +208,7 @@ def main(argv=None):
     train_set = tokenize(train_rows, processor, args.max_length, "training rows")
     eval_set = tokenize(eval_rows, processor, args.max_length, "held-out rows")
     tokens.show_mask(train_set, processor.tokenizer, args.show_mask)
+    fast.tune(config, args, path, train_set, processor.image_token_id)
     train_set = tokens.longest(train_set, config, args.longest_steps)
     counts = sorted(row.count(processor.image_token_id) for row in train_set["input_ids"])
     print(f"a picture is {counts[0]:,} to {counts[-1]:,} tokens, {counts[len(counts) // 2]:,} in the middle, "
@@ -202,13 +216,17 @@ def main(argv=None):
 
     with runs.Run(args, config, train_set) as run:
         model = load_model(args, config, path)
+        opened = partial(with_pictures, backend=args.backend)
+        collate = collator(model, processor, args.backend, args.max_length)
+        if args.packing:
+            opened, collate = partial(fast.with_pictures, cap=args.max_pixels), fast.collator(model.config)
         trainer = SFTTrainer(
             model=model,
             processing_class=processor,
             args=config,
-            train_dataset=with_pictures(train_set, args.backend),
-            eval_dataset=with_pictures(eval_set, args.backend) if config.eval_strategy != "no" else None,
-            data_collator=collator(model, processor, args.backend, args.max_length),
+            train_dataset=opened(train_set),
+            eval_dataset=opened(eval_set) if config.eval_strategy != "no" else None,
+            data_collator=collate,
         )
         shown = eval_rows[: args.show_answers]
         screen.heading("before training")

@@ -6,8 +6,10 @@ raises Bad, `keep` counts, `split_by` holds out. What cannot be read at all ends
 """
 
 import json
+import os
 import random
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +54,16 @@ class Place(NamedTuple):
 
     def __str__(self):
         return f"{self.file}: {self.inside}".removesuffix(": ")
+
+
+def piped(main):
+    """Run the main() of a script that prints, until its reader has enough, as `| head` has: without a traceback."""
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own last flush fails
+        raise SystemExit(1) from None
 
 
 # -- reading

@@ -308,14 +308,15 @@ class Run:
         kept = [log for log in logs if log["step"] <= step]
         files.replace_text(self.folder / "metrics.jsonl", "".join(json.dumps(log) + "\n" for log in kept))
 
-    def plot(self, file, panels, x="update"):
-        """Draw metrics.jsonl as rows of three small plots. panels: title -> {name of a metric: its label}."""
+    def plot(self, file, panels, x="update", more=()):
+        """Draw metrics.jsonl as rows of three small plots. panels: title -> {name of a metric: its label}. more: lines that
+        are not in the file, as what was measured before training, at step 0."""
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        logs, columns = self.metrics(), min(3, len(panels))
+        logs, columns = [*more, *self.metrics()], min(3, len(panels))
         rows, size = -(-len(panels) // 3), (8, 4.5) if len(panels) == 1 else (13, 3.2 * -(-len(panels) // 3))
         figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
         for axis in axes.flat[len(panels) :]:

@@ -2,8 +2,8 @@
 """--report_to: the lines of metrics.jsonl, sent to TensorBoard, Weights & Biases, SwanLab or Trackio as well.
 
 Each tracker has a process of its own that reads metrics.jsonl behind the training: that file is the queue. So a tracker
-that hangs, raises or waits for a network cannot delay a step, prompt, take the training's signals and output, or read
-from its command line a token that was given as a flag.
+that hangs, raises or waits for a network cannot delay a step, prompt, take the training's signals and output, or read a
+secret that was given as a flag from its command line.
 
 RUN/tensorboard, RUN/wandb, RUN/swanlog   what it writes; trackio has a folder of its own, which `trackio show` reads
 RUN/tracking/NAME.log, NAME.json          what it printed; the last step that it has: after a resume, the steps that are
@@ -120,7 +120,7 @@ def serve(name, folder):
     threading.Thread(target=wait_for_end, daemon=True).start()
     try:
         mark, new = own / f"{name}.json", own / f"{name}.json.new"
-        sent = json.loads(mark.read_text()) if mark.is_file() else [-1, 0]  # a step, and how many lines of it
+        sent = json.loads(mark.read_text()) if mark.is_file() else [-1, 0]  # the last step, and its lines that went out
         log, finish = opened(name, folder, json.loads((folder / "run.json").read_text("utf-8")), mark.is_file())
         at, last = [-1, 0], False
         with open(folder / "metrics.jsonl", "rb") as file:

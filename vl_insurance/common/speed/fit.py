@@ -137,17 +137,18 @@ def tokens_of(lengths, rows: int) -> int:
     return math.ceil(min(sum(sorted(lengths)[-rows:]), rows * mean + 5 * sigma * math.sqrt(rows)))
 
 
-def choose(path, lengths, rows, r, total, fixed, shards=1):
+def choose(path, lengths, rows, r, total, fixed, shards=1, patches=()):
     """The fastest settings that fit, as (four_bit, checkpointing, rows of a micro-batch, bytes), or None.
 
     lengths: tokens of each training row. rows: of an optimizer step on one GPU. total: bytes of GPU memory.
     fixed: what the user has set, any of four_bit, checkpointing, micro. shards: over how many GPUs the weights are
-    spread (FSDP).
+    spread (FSDP). patches: of each row's picture, where the encoder is trained.
     """
     shape = shape_of(path)
 
     def size(four_bit, checkpointing, micro):
-        made = needs(shape, tokens_of(lengths, micro), r, four_bit, checkpointing)
+        seen = tokens_of(patches, micro) if patches else 0
+        made = needs(shape, tokens_of(lengths, micro), r, four_bit, checkpointing, patches=seen)
         return sum(made.values()) - made["weights"] * (1 - 1 / shards)
 
     return fastest(size, rows, total, fixed, lambda micro: tokens_of(lengths, micro))
@@ -172,13 +173,13 @@ def fastest(size, rows, total, fixed, tokens):
     return None
 
 
-def tune(config, args, path, dataset):
+def tune(config, args, path, dataset, patches=()):
     """--auto: set what the card decides, which is quantization, packing, micro-batch, checkpointing and kernels.
 
     Never touched: the learning rate, and the rows per optimizer step over all GPUs, which are rows_per_step, or
     per_device_train_batch_size x gradient_accumulation_steps. What the command line or the YAML says stays as given.
     config: the trainer's config, changed in place, as is args. path: the model's folder. dataset: the tokenized training
-    rows. Prints the choice as the flags that repeat it.
+    rows. patches: as choose's. Prints the choice as the flags that repeat it.
     """
     import torch
 
@@ -194,9 +195,10 @@ def tune(config, args, path, dataset):
     fixed = _fixed(vars(args) | vars(config), "per_device_train_batch_size")
     if "micro" not in fixed:  # else as given, for each GPU
         rows = _share(rows, config.world_size)
-    packing = args.packing if "packing" in given else device.varlen_kernel() is not None
+    kernel = device.varlen_kernel() is not None and device.dtype(config).itemsize == 2  # it knows no float32
+    packing = args.packing if "packing" in given else kernel
     shards = config.world_size if device.sharded() else 1
-    choice = choose(path, tokens.lengths(dataset), rows, args.lora_r, total, fixed, shards)
+    choice = choose(path, tokens.lengths(dataset), rows, args.lora_r, total, fixed, shards, patches)
     if choice is None:
         raise SystemExit(
             f"{path.name} does not fit in {total / 1e9:.0f} GB even with a row at a time. "
