@@ -130,8 +130,10 @@ def measured():
         key=lambda row: row["s_total"],
     )
     add("rlhf_ppo", "H200", ppo["s_total"], "64 answers of 128 tokens", "bench/results/ppo_vs_trl.json")
+    step = next(row for row in read("vl_step.jsonl") if (row["arm"], row["row"]) == ("ours", "8 photos"))
+    add("vl_insurance", "H100", step["s_per_step"], "8 photos", "bench/results/vl_step.jsonl")
     vl = {row["name"]: row for row in read("vl_speed.json")}
-    for name, what in (("hf_16bit", "8 photos, 16-bit"), ("unsloth_4bit", "8 photos, course.yaml")):
+    for name, what in (("hf_16bit", "8 photos, stock TRL in 16 bits"), ("unsloth_4bit", "8 photos, course.yaml")):
         add("vl_insurance", "H200", vl[name]["seconds_a_step"], what, "bench/results/vl_speed.json")
     return made
 
