@@ -56,7 +56,7 @@ class Args(DataArgs):
     grid: list[float] = arg([3e-4, 1e-3, 3e-3], "learning rates; a tenth of these with every weight")
     ranks: list[int] = arg([1, 4, 16, 64], "of the rank sweep")
     only: list[str] = arg(list(PARTS), "which parts; lr belongs to all")
-    eval_rows: int = arg(400, "at most so many held-out rows")
+    eval_rows: int = arg(400, "at most so many of the held-out rows are measured")
     seconds: int = arg(0, "begin no run that would end after so many seconds; 0: do all")
     out: str | None = arg(None, "folder for the results (default: OUTPUT_DIR/lora_variants/compare)")
 

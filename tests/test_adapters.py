@@ -402,9 +402,8 @@ def test_the_one_place_that_loads_adapters_and_models(made):
                 found.append((f"{file.parent.name}/{file.name}", line.strip()))
     at = {name for name, _ in found}
     unsloth = {"common/models.py", "vl_insurance/model.py"}
-    assert (
-        at == {"common/adapters.py", "common/runs.py", "common/demo_model.py", "vl_insurance/pretrain.py"} | unsloth
-    ), found
+    own = {"lora_variants/variants.py", "vl_insurance/pretrain.py"}  # of their own runs
+    assert at == {"common/adapters.py", "common/runs.py", "common/demo_model.py"} | own | unsloth, found
     assert all("Fast" in line for name, line in found if name in unsloth)
     assert all("weights_only=True" in line for _, line in found if "torch.load" in line)
 
@@ -537,7 +536,7 @@ def test_every_trainer_has_the_guard():
         if not (file.parent / "Dockerfile").is_file() or file.parent.name == "math_demos":
             continue
         source = file.read_text()
-        if "optimizer.step()" in source:
+        if "optimizer.step()" in source and file.name != "trial.py":  # to compare.py a trial that diverges is a result
             assert "guard.takes(" in source or "from common.finite import stop" in source, file
         if re.search(r"\b(SFT|GRPO|)Trainer\(", source):
             assert re.search(r"run\.(train|go_on)\(trainer\)", source) and "trainer.train(" not in source, file

@@ -1,6 +1,7 @@
 """What r1_grpo says while it trains: alarms on planted faults and none on healthy runs, and the page behind them."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -369,7 +370,7 @@ def test_dead_groups_count_on_after_a_resume_and_are_shown(r1, tmp_path):
     assert '<details id="step-5" open>' in (run.folder / "rollouts.html").read_text("utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("TEST_NIGHTLY"), reason="TEST_NIGHTLY=1 trains until it breaks")
 def test_a_learning_rate_a_hundred_times_too_high(copied, script, tmp_path):
     """The demo's model: KL jump within ten updates; cut off and gone on with, the page and the alarms are the same."""
     task = copied("r1_grpo")

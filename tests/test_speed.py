@@ -233,7 +233,7 @@ def tuned(tmp_path, monkeypatch, capsys, given=(), rows=(2, 4), world=1, **own):
     monkeypatch.setattr(tokens, "lengths", lambda dataset: LENGTHS)
     config = SimpleNamespace(use_cpu=False, world_size=world, fsdp=None, use_liger_kernel=False, loss_type="chunked_nll",
                              learning_rate=2e-4, per_device_train_batch_size=rows[0], gradient_accumulation_steps=rows[1],
-                             gradient_checkpointing=True)  # fmt: skip
+                             gradient_checkpointing=True, bf16=True, fp16=False)  # fmt: skip
     args = SimpleNamespace(**vars(SftArgs(backend="hf", **own)), given=list(given))
     fit.tune(config, args, folder_of(tmp_path, "7b"), None)
     return config, args, capsys.readouterr().out

@@ -19,21 +19,21 @@ RANGES = [
         max_prompt_tokens max_completion_length max_new_tokens max_answer max_chars max_pixels max_pairs context limit
         held_out eval_rows eval_pictures evaluations eval_every save_every follow_steps save_total_limit snapshots pass_k
         chunk pool n prompts seeds warmup_sft_rows arithmetic count select dataset_num_proc pad_to_multiple_of
-        torch_empty_cache_steps num_generations_eval stop_after slots max_requests pairs"""),
+        torch_empty_cache_steps num_generations_eval stop_after slots max_requests pairs size flora_rank"""),
     ("2 or more", lambda x: x >= 2, "num_generations answers sft_samples"),
     ("0 or more", lambda x: x >= 0, """
         show_answers show_mask longest_steps grace eval_answers eval_prompts eval_problems probe_prompts follow dead_steps warmup_sft overfit samples cap
         max_think num_ignore snapshot_every value_warmup no_repeat_ngram_size threads workers k warmup_steps eval_delay
         dataloader_num_workers weight_decay max_grad_norm neftune_noise_alpha price_per_hour temperature top_k beta epsilon
-        kl_coef kl_target eos_penalty center value_clip bias_lam weight margin curve_rows seconds"""),
+        kl_coef kl_target eos_penalty center value_clip bias_lam weight margin curve_rows seconds tokens ask chat_steps most"""),
     ("a number above 0", lambda x: x > 0, """
         learning_rate value_learning_rate lora_learning_rate warmup_sft_lr num_train_epochs minutes logging_steps eval_steps
-        save_steps adam_epsilon clip lam repetition_penalty timeout good_weight bad_weight"""),
+        save_steps adam_epsilon clip lam repetition_penalty timeout good_weight bad_weight grid loraplus_ratio"""),
     ("a port from 0 to 65535", lambda x: 0 <= x <= 65535, "port page_port"),
     ("-1 (no limit), or 1 or more", lambda x: x == -1 or x >= 1, "max_steps"),
     ("a share between 0 and 1, as 0.1", lambda x: 0 < x < 1, "eval_ratio test_share share"),
     ("a number from 0 to 1", lambda x: 0 <= x <= 1, "shown warmup gamma gae_lambda min_p hardest difficulty"),
-    ("a number from 0 to below 1", lambda x: 0 <= x < 1, "lora_dropout adam_beta1 adam_beta2 label_smoothing_factor"),
+    ("a number from 0 to below 1", lambda x: 0 <= x < 1, "lora_dropout adam_beta1 adam_beta2 label_smoothing_factor replay shares"),
     ("a number above 0, at most 1", lambda x: 0 < x <= 1,
      "top_p gpu_memory_utilization vllm_gpu_memory_utilization"),
     (f"a whole number from 0 to {SEEDS:,}", lambda x: 0 <= x <= SEEDS, "seed split_seed data_seed"),
