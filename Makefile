@@ -1,6 +1,6 @@
 # Every target is a few lines; what needs more lives in tools/.
 PY := .venv/bin/python
-TWO := -n 2 --dist loadfile  # two test files at a time, with one thread each (tests/conftest.py)
+TWO := -n 2 --dist loadfile --no-loadscope-reorder  # two test files at a time, with one thread each (tests/conftest.py)
 TASKS := $(patsubst %/Dockerfile,%,$(filter-out docker/Dockerfile,$(wildcard */Dockerfile)))
 
 .PHONY: demo test test-fast test-docker test-lock lint sync lock lock-check image bench venv fetch bundle doctor faults nightly check site notebooks record

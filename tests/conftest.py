@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,14 @@ from common import hub, paths  # noqa: E402
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two files at a time: threads of both would wait for each other
 os.environ.setdefault("MODELS_DIR", str(ROOT / "models"))
+
+
+def pytest_collection_modifyitems(items):
+    """Images first, then files with the most slow tests: no core should wait for one long file at the end (make's TWO)."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.parent.name != "docker", -slow[item.path]))
+
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks a hub is wrong
 paths.load_env()
 
