@@ -1,6 +1,7 @@
 """--rehearse: a long run in small, as processes of their own."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_the_longest_rows_and_as_many_steps_as_asked():
     assert sorted(tokens.lengths(tokens.longest(rows, config, 2))) == [5, 7, 8, 9] and config.max_steps == 2
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("TEST_NIGHTLY"), reason="TEST_NIGHTLY=1 trains, exports and serves")
 def test_medical_is_rehearsed_up_to_the_gate(environment, tiny_model, tmp_path):
     from test_deploy import ROOT  # both folders are used where they lie
 
