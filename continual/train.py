@@ -118,8 +118,6 @@ def rows_of(tokenizer, splits, template, args):
 
 def check(args):
     """Stop where the flags ask for what cannot be."""
-    if not 0 <= args.replay < 1:
-        raise SystemExit(f"--replay {args.replay}: expected a share from 0 to below 1, as 0.1.")
     if args.replay and not (args.general or args.chats):
         raise SystemExit(f"--replay {args.replay} needs --general or --chats: what is to be read again. Or --replay 0.")
     if args.embeddings and (args.backend == "unsloth" or device.sharded()):

@@ -391,7 +391,7 @@ def test_lora_in_tied_words_is_refused_by_merge_since_its_logits_would_be_others
 
 @pytest.mark.parametrize(
     "argv, says",
-    [(["--replay", "1.5"], "--replay 1.5: expected a share"), (["--replay", "0.1"], "needs --general or --chats"),
+    [(["--replay", "1.5"], "--replay: expected a number from 0 to below 1, got 1.5"), (["--replay", "0.1"], "needs --general or --chats"),
      (["--embeddings", "--backend", "unsloth"], "backend hf")],
 )  # fmt: skip
 def test_flags_that_cannot_be(task, argv, says):

@@ -277,7 +277,7 @@ def test_the_answers_about_memory_are_what_estimate_says(end):
     assert f"{smaller:g} GB" in faq
     header, rows = next(table for table in tables((COURSE / f"costs{end}.md").read_text("utf-8")) if len(table[0]) == 4)
     fit = [row[1] for row in rows if re.match(r"[\d.]+ GB", row[1])]
-    assert (len(fit), len(rows)) == (6, 7) and ("Six of the seven" in readme or "七个训练课有六个" in readme)
+    assert (len(fit), len(rows)) == (6, 7) and ("Six of the seven" in readme or "七课有六课" in readme)
 
 
 def test_prices_are_the_readers():
