@@ -85,12 +85,12 @@ def plan(args) -> list[tuple]:
     return made
 
 
-def flags_of(args, model, seed, run, steps):
+def flags_of(args, model, seed, run):
     """The command line of one run: every flag that two runs must have in common."""
     how = {
         "model": model, "data": args.data, "general": args.general, "chats": args.chats, "seed": seed, "output_dir": run,
         "max_length": args.max_length, "learning_rate": args.learning_rate, "lora_r": args.lora_r, "lora_alpha": args.lora_r,
-        "num_train_epochs": args.epochs, "max_steps": steps, "per_device_train_batch_size": args.batch_size,
+        "num_train_epochs": args.epochs, "per_device_train_batch_size": args.batch_size,
         "gradient_accumulation_steps": 1, "gradient_checkpointing": "false", "quantization": "none", "loss_type": "nll",
         "eval_strategy": "no", "save_strategy": "no", "auto": "false", "logging_steps": 10, "max_new_tokens": args.max_new_tokens,
         "show_answers": 1, "eval_ratio": args.eval_ratio,
@@ -195,8 +195,9 @@ def main(argv=None) -> Path:
             names = {
                 each: f"{each}-{share}-{seed}".replace(" ", "").replace(">", "") for each in filter(None, (way, start))
             }
-            run, argv = folder / "runs" / names[way], flags_of(args, model, seed, folder / "runs" / names[way], -1)
-            argv += [*map(str, flags), *(["--start", str(folder / "runs" / names[start])] if start else [])]
+            run = folder / "runs" / names[way]
+            argv = [*flags_of(args, model, seed, run), *map(str, flags)]
+            argv += ["--start", str(folder / "runs" / names[start])] if start else []
             with open(f"{run}.log", "w", encoding="utf-8") as said, contextlib.redirect_stdout(said):
                 made = script.main(argv)
             record = read_json(made / "run.json")

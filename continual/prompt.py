@@ -51,4 +51,5 @@ def end_of_document(tokenizer) -> int:
 
 def document_ids(tokenizer, texts) -> list[list[int]]:
     """Token ids of documents, each with its end."""
-    return [ids + [end_of_document(tokenizer)] for ids in ids_of(tokenizer, texts)]
+    end = end_of_document(tokenizer)
+    return [ids + [end] for ids in ids_of(tokenizer, texts)]

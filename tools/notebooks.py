@@ -5,7 +5,6 @@
 With the address of a public GitHub repository (--repo, else that of `git remote get-url origin`) the first cell of each and
 course/notebooks/README get two buttons, Colab and ModelScope. Without one there is no button.
 
-
 Each top-level piece of the script is a cell; its docstring, or the comment above it, is the text before the cell. The code
 is the script's own, character by character; only the last two lines, which start it from a shell, are another cell that
 runs the demo. Nothing in a notebook is edited by hand, and tests hold them against this script.
