@@ -125,9 +125,10 @@ def sampling(args):
 def work(args, new, rows):
     """What a micro-batch of `rows` completions of `new` tokens takes, for --estimate: arguments of fit.needs."""
     length = args.max_prompt_tokens + new
+    whole = 0 if args.use_liger_kernel else 8 * rows * new  # of all these, and their gradient, in float32
     return dict(
         tokens=rows * length,
-        logits=0 if args.use_liger_kernel else 8 * rows * new,  # of all these, and their gradient, in float32
+        logits=None if args.backend == "unsloth" else whole,  # Unsloth's loss takes them in chunks
         cached=sampling(args)[0] * length,  # all are sampled in one go, and their cache is kept
         adapter=20 if args.warmup_sft else 16,  # then the KL's reference is a frozen copy of the adapter
     )

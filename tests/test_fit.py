@@ -64,6 +64,23 @@ def test_formula_against_measured_grpo():
 
 
 @pytest.mark.parametrize(
+    "tokens, checkpointing, code, peak",
+    [
+        (4281, True, "fast", 18.73),
+        (4281, False, "fast", 34.14),
+        (9888, True, "fast", 20.0),
+        (9888, True, "plain", 21.8),
+    ],
+)
+def test_formula_against_measured_pairs(tokens, checkpointing, code, peak):
+    """preference/RESULTS.md: 8 pairs at once by a 7B shape. tokens: of both sides of the largest micro-batch, as
+    bench/preference_speed.py draws and shuffles them; of the last two rows padding, too."""
+    parts = fit.needs(fit.QWEN["7B"], tokens, 16, False, checkpointing, code, logits=12 * 1024)
+    assert sum(parts.values()) / 1e9 == pytest.approx(peak, rel=0.10)
+    assert parts["at work"] >= 152_064 * 12 * 1024  # the logits are there with the fast code, too
+
+
+@pytest.mark.parametrize(
     "name, four_bit, code",
     [("unsloth_4bit", True, "unsloth"), ("hf_4bit", True, "plain"), ("hf_16bit", False, "plain")],
 )
@@ -210,7 +227,7 @@ def test_the_plan_of_auto_counts_the_cards(monkeypatch):
     asked = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(fit.device, "card_bytes", lambda: 80 * 10**9)
-    monkeypatch.setattr(fit.device, "varlen_kernel", lambda: None)
+    monkeypatch.setattr(fit.device, "varlen_kernel", lambda dtype=None: None)
     monkeypatch.setattr(fit.tokens, "lengths", lambda dataset: [100] * 64)
 
     def choose(path, lengths, rows, r, total, fixed, shards=1, patches=()):
@@ -220,7 +237,7 @@ def test_the_plan_of_auto_counts_the_cards(monkeypatch):
     monkeypatch.setattr(fit, "choose", choose)
     settings = dict(per_device_train_batch_size=4, gradient_accumulation_steps=16, gradient_checkpointing=True)
     for sharded, shards in ((None, 1), ("true", 2)):
-        config = SimpleNamespace(**settings, world_size=2, use_cpu=False, use_liger_kernel=False)
+        config = SimpleNamespace(**settings, world_size=2, use_cpu=False, use_liger_kernel=False, bf16=True, fp16=False)
         args = SimpleNamespace(
             auto=True, rows_per_step=None, given=[], quantization="auto", packing=False, lora_r=16, backend="hf",
             fused_lora=False,

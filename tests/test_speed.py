@@ -85,7 +85,7 @@ def tokenizer(tiny_model):
 
 @pytest.fixture
 def kernel(monkeypatch):
-    monkeypatch.setattr(packing, "varlen_kernel", lambda: rows_one_by_one)
+    monkeypatch.setattr(packing, "varlen_kernel", lambda dtype=None: rows_one_by_one)
 
 
 @pytest.mark.parametrize("way", ["masks", "kernel"])
@@ -97,6 +97,42 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_rows_by_themselves(tiny_
     assert batch["input_ids"].shape == (1, 27) and batch["cu_seq_lens_q"].tolist() == [0, 6, 10, 27]
     one_by_one = [{name: torch.tensor([row[name]]) for name in row} for row in ROWS]
     same(losses_and_gradients(packed, [batch]), losses_and_gradients(lora_model(tiny_model), one_by_one))
+
+
+@pytest.mark.parametrize("dtype, by_row", [("float32", False), ("bfloat16", True)])
+def test_packing_in_32_bits_goes_by_masks_and_says_so(tiny_model, tokenizer, monkeypatch, capsys, dtype, by_row):
+    """The kernel refuses float32, with which every trainer's --packing true came to a traceback on a GPU."""
+    from transformers import AutoModelForCausalLM
+
+    def flash(q, *more, **how):
+        if q.dtype.itemsize != 2:
+            raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+        return rows_one_by_one(q, *more, **how)
+
+    monkeypatch.setattr(packing, "varlen_kernel", lambda kind=None: flash if not kind or kind.itemsize == 2 else None)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, dtype))
+    made = []
+    for end_to_end in (False, True):
+        if end_to_end:
+            packing.attend_by_row(model, "hf")
+        batch = dict(packing.collator(tokenizer, end_to_end, "hf")(ROWS))
+        made.append(model(**batch, use_cache=False).loss.item())
+    assert made[1] == pytest.approx(made[0], rel=1e-4 if dtype == "float32" else 0.02)
+    assert (model.config._attn_implementation == BY_ROW) is by_row
+    assert ("masks keep the rows apart" in capsys.readouterr().out) is not by_row
+
+
+def test_the_kernel_takes_16_bits_of_a_card_from_ampere_on(monkeypatch):
+    pytest.importorskip("torch.nn.attention.varlen")
+    found = {}
+    for capability in ((7, 5), (9, 0)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)  # noqa: B023
+        for dtype in (None, torch.bfloat16, torch.float16, torch.float32):
+            found[capability, dtype] = device.varlen_kernel.__wrapped__(dtype) is not None
+    assert [key for key, there in found.items() if there] == [
+        ((9, 0), dtype) for dtype in (None, torch.bfloat16, torch.float16)
+    ]
 
 
 def test_padded_and_packed_batches_agree(tiny_model, tokenizer):
@@ -229,7 +265,7 @@ def tuned(tmp_path, monkeypatch, capsys, given=(), rows=(2, 4), world=1, **own):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79e9, 80e9))
-    monkeypatch.setattr(device, "varlen_kernel", lambda: rows_one_by_one)
+    monkeypatch.setattr(device, "varlen_kernel", lambda dtype=None: rows_one_by_one)
     monkeypatch.setattr(tokens, "lengths", lambda dataset: LENGTHS)
     config = SimpleNamespace(use_cpu=False, world_size=world, fsdp=None, use_liger_kernel=False, loss_type="chunked_nll",
                              learning_rate=2e-4, per_device_train_batch_size=rows[0], gradient_accumulation_steps=rows[1],

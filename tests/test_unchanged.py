@@ -18,7 +18,7 @@ DIGESTS = {  # sha256 of the demo's training rows, its first twelve digits
     "domain_mix": "cc6b0dc53679",
     "s1_scaling": "d437953e3632",
     "r1_grpo": "6fb0f2e19230",
-    "vl_insurance": "2681d80cdc06",
+    "vl_insurance": "2ddbe00d3918",
 }
 OLD_DEMO = {"s1_scaling": ["--model", "demo/SmolLM2-135M-Instruct", "--data", "sample", "--max_length", "512"]}
 CODE = """

@@ -197,6 +197,36 @@ def test_an_encoder_without_adapters_has_no_backward(vl, processor, dataset):
         torch.testing.assert_close(made[1][name], made[0][name])
 
 
+def test_a_settled_model_is_not_walked_through_at_each_step(vl, processor, dataset, monkeypatch):
+    """What a trainer does with it between two steps looks into none of its modules, and comes to the same."""
+    from torch import nn
+
+    model = ours(vl, processor)
+    batch, there = packed(vl, model, dataset), list(model.parameters())
+    norm = nn.utils.get_total_norm([each for each in loss_and_gradients(model, batch)[1].values()])
+    model.get_base_model().eval()  # as from_pretrained leaves it, below PEFT's shell
+    assert model.training
+    vl.fast.settle(model)
+    assert all(each.training for each in model.modules())
+    count = model.num_parameters(exclude_embeddings=True)
+    model.eval()
+    assert not any(each.training for each in model.modules())
+    model.train()
+    assert all(each.training for each in model.modules())
+    with monkeypatch.context() as none:
+        for walk in ("named_modules", "children", "named_children"):
+            none.setattr(nn.Module, walk, lambda *a, **k: pytest.fail("walked"))
+        assert model.train() is model and model.num_parameters(exclude_embeddings=True) == count > 0
+        assert all(one is two for one, two in zip(model.parameters(), there, strict=True))
+        assert nn.utils.clip_grad_norm_(model.parameters(), 1.0) == norm > 0
+        model.zero_grad()
+    assert all(each.grad is None for each in there)
+    monkeypatch.setattr(vl.fast.device, "sharded", lambda: True)
+    whole = build(vl, processor)
+    vl.fast.settle(whole)
+    assert "parameters" not in vars(whole)
+
+
 def kernel(q, k, v, ends, same, longest, longest_too, scale=None, window_size=(-1, -1)):
     """What torch's varlen_attn computes, in plain torch; q, k, v: (tokens, heads, size)."""
     import torch
@@ -213,7 +243,7 @@ def kernel(q, k, v, ends, same, longest, longest_too, scale=None, window_size=(-
 def test_a_kernel_is_told_where_rows_and_windows_end(vl, processor, dataset, plain, monkeypatch):
     from common.speed import packing
 
-    monkeypatch.setattr(vl.windows.device, "varlen_kernel", lambda: kernel)
+    monkeypatch.setattr(vl.windows.device, "varlen_kernel", lambda dtype=None: kernel)
     monkeypatch.setattr(packing, "varlen_kernel", lambda: kernel)
     monkeypatch.setattr(vl.windows, "groups", None)  # nothing is gathered
     model = ours(vl, processor)
@@ -247,7 +277,7 @@ def test_auto_counts_the_pictures(vl, monkeypatch, capsys):
 
     fast, dataset = vl.fast, {"input_ids": [[7] * 990 + [1] * 70] * 40}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(fast.device, "varlen_kernel", lambda: kernel)
+    monkeypatch.setattr(fast.device, "varlen_kernel", lambda dtype=None: kernel)
     monkeypatch.setattr(fast.fit.tokens, "lengths", lambda dataset: [1060] * 40)
 
     def tuned(card, **flags):
@@ -257,7 +287,7 @@ def test_auto_counts_the_pictures(vl, monkeypatch, capsys):
         config = SimpleNamespace(
             per_device_train_batch_size=2, gradient_accumulation_steps=4, gradient_checkpointing=True, world_size=1,
             use_cpu=False, use_liger_kernel=False, dataloader_num_workers=0, per_device_eval_batch_size=2,
-            bf16=True, fp16=False,
+            dataloader_persistent_workers=False, bf16=True, fp16=False,
         )  # fmt: skip
         fast.tune(config, args, Path("Qwen/Qwen2.5-VL-3B-Instruct"), dataset, 7)
         assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 8
@@ -267,7 +297,7 @@ def test_auto_counts_the_pictures(vl, monkeypatch, capsys):
     args, config = tuned(80)
     assert (args.packing, args.quantization, config.gradient_checkpointing) == (True, "none", False)
     assert config.per_device_train_batch_size == config.per_device_eval_batch_size == 8
-    assert config.dataloader_num_workers > 0
+    assert config.dataloader_num_workers > 0 and config.dataloader_persistent_workers
     args, config = tuned(24)
     assert (config.gradient_checkpointing, config.per_device_train_batch_size) == (True, 8)
     _, config = tuned(48, finetune_vision_layers=False)  # the encoder keeps nothing

@@ -90,9 +90,9 @@ def generate(model, processor, pictures, prompts, max_new_tokens=200, batch_size
     return made
 
 
-def measure(trainer, processor, shown, args, prompt=None):
-    """Held-out loss, and answers to the shown rows: as they are, and with the pictures exchanged. prompt: instead of theirs."""
-    prompts, paths = [prompt or row["prompt"] for row in shown], [row["image"] for row in shown]
+def measure(trainer, processor, shown, args):
+    """Held-out loss, and answers to the shown rows: as they are, and with the pictures exchanged."""
+    prompts, paths = [row["prompt"] for row in shown], [row["image"] for row in shown]
     runs.quiet(trainer)
     made = {"loss": trainer.evaluate()["eval_loss"]} if trainer.eval_dataset is not None else {}
     # Each row gets the next one's picture. A model that answers the same to it does not look.
@@ -128,15 +128,14 @@ def learned(before, after, shown):
     return "\n".join([text_table(("right on held-out pictures", "before", "after", "change"), cells), *said])
 
 
-def show(before, after, shown, base_prompt):
+def show(before, after, shown):
     """Print what a person wants to see: the same photos read before and after, and what was learned."""
     truth = [parse(row["response"]) for row in shown]
     for row, old, new in list(zip(shown, before["answers"], after["answers"], strict=True))[:PRINTED]:
         print(
             f"\n{'=' * 100}\npicture:     {row['image']}\nquestion:    {row['prompt']}\nreference:   {row['response']}"
         )
-        asked = f"asked in its own words, {base_prompt}\n" if base_prompt else ""
-        print(f"{'-' * 100}\nbefore:      {asked}{old or '(empty)'}\n{'-' * 100}\nafter:       {new or '(empty)'}")
+        print(f"{'-' * 100}\nbefore:      {old or '(empty)'}\n{'-' * 100}\nafter:       {new or '(empty)'}")
     print("=" * 100)
     others = truth[1:] + truth[:1]
     for name, each in (("before", before), ("after", after)):

@@ -1,8 +1,8 @@
 """Measure a run on held-out photos: which facts the base and the tuned model read, and whether they look at all.
 
-The photos are those that training held out: file, split and pixel cap are read from the run. Three columns: base (asked the
-run's --base_prompt, if it had one); tuned; tuned, but each question with another row's photo, which must collapse: what is
-left there is guessed from habit and not read. Results: metrics.json, predictions.jsonl, report.html.
+The photos are those that training held out: file, split and pixel cap are read from the run. Three columns: base;
+tuned; tuned, but each question with another row's photo, which must collapse: what is left there is guessed from habit and
+not read. Results: metrics.json, predictions.jsonl, report.html.
 
 Newest run:       python evaluate.py
 Other photos:     python evaluate.py --data test/qwen-vl-train.xlsx --all      none of them may be from training
@@ -182,12 +182,10 @@ def main(argv=None):
     paths, prompts = [row["image"] for row in rows], [row["prompt"] for row in rows]
     ways = {"base": paths} if args.base else {}
     ways |= {"tuned": paths, "other's photo": exchanged(rows, args.seed)}
-    own = run.arguments.get("base_prompt")
     said, scores = {}, {}
     for name, order in ways.items():
-        asked = [own] * len(rows) if name == "base" and own else prompts
         with model.disable_adapter() if name == "base" else contextlib.nullcontext():
-            said[name] = generate(model, processor, order, asked, args.max_new_tokens, args.batch_size, args.backend)
+            said[name] = generate(model, processor, order, prompts, args.max_new_tokens, args.batch_size, args.backend)
         scores[name] = score([parse_answer(text) for text in said[name]], truth)
     scores |= trivial(truth)
     tuned = [parse_answer(text) for text in said["tuned"]]

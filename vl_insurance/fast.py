@@ -7,6 +7,7 @@ What was slow (RESULTS.md, "A step on an H100") and what stands here instead:
     rows are padded to the longest one                           end to end; each token attends to its own row
     windows one after the other, or gathered and put back        windows.py: where they lie, by their ends
     LoRA, norms and rotations in many passes over memory         common/speed/lora.py; Liger's kernels
+    the trainer looks for parameters in 5,000 modules, each step settle: it finds what was found before
 
 Imports torch: for after the parsing.
 """
@@ -137,7 +138,7 @@ def see_bytes(model):
 
 def attend_rows(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, max_length_q=None, **more):
     """packing.varlen_attention, and without a kernel for it one row after the other, for transformers' AttentionInterface."""
-    if device.varlen_kernel():
+    if device.varlen_kernel(query.dtype):
         return packing.varlen_attention(
             module, query, key, value, attention_mask, scaling, cu_seq_lens_q, max_length_q, **more
         )
@@ -215,6 +216,21 @@ def fuse(model):
                 module.forward = types.MethodType(norm, module)
 
 
+def settle(model):
+    """Let a model of which no part comes or goes any more keep what a trainer asks it at each step.
+
+    Its parameters (to clip, to check and to clear gradients), their number (for a count of operations), whether it trains:
+    each time all modules are walked through, between two steps, while the card has nothing to do.
+    """
+    if device.sharded():  # FSDP will put other parameters in the place of these
+        return
+    # A loaded model is in evaluation mode below PEFT's shell, which says that it trains.
+    parameters, train = list(model.parameters()), model.train().train
+    model.parameters = lambda recurse=True: iter(parameters)
+    model.train = lambda mode=True: model if model.training == mode else train(mode)
+    model.num_parameters = functools.cache(model.num_parameters)
+
+
 def tune(config, args, path, dataset, image_token):
     """fit.tune, which knows how many patches each row's picture has; and who opens the pictures.
 
@@ -232,5 +248,6 @@ def tune(config, args, path, dataset, image_token):
     if args.packing and torch.cuda.is_available():
         if "dataloader_num_workers" not in given:
             config.dataloader_num_workers = min(4, max(1, (os.cpu_count() or 1) // 2))
+            config.dataloader_persistent_workers = True  # new ones have opened nothing yet when an epoch begins
         if "per_device_eval_batch_size" not in given:
             config.per_device_eval_batch_size = config.per_device_train_batch_size

@@ -74,14 +74,14 @@ def main(argv=None):
 
     model, processor = models.load_run(run, args, load_base, partial(load_processor, max_pixels=args.max_pixels))
     prompt = args.prompt or run.texts["prompt"]
-    own = run.arguments.get("base_prompt")  # the base may know no other question
     if not args.json:
         print(f"adapter: {run.adapter}\n{prompt}")
     said = {}
     for name in ("base", "tuned") if args.compare else ("tuned",):
         with model.disable_adapter() if name == "base" else contextlib.nullcontext():
-            prompts = [own if name == "base" and own and not args.prompt else prompt] * len(files)
-            said[name] = generate(model, processor, files, prompts, args.max_new_tokens, args.batch_size, args.backend)
+            said[name] = generate(
+                model, processor, files, [prompt] * len(files), args.max_new_tokens, args.batch_size, args.backend
+            )
     lines = []
     for i, file in enumerate(files):
         facts = parse_answer(said["tuned"][i])

@@ -1,7 +1,7 @@
 """What the miniature is taught: lessons of a drawn picture, a question about it and the answer, made by many processes.
 
-Questions are the miniature's own, short ones, and answers are plain: train.py --demo has a form to teach. In some lessons
-ten random tokens are to be repeated instead.
+All facts are asked for with the course's question, single ones with short questions of the miniature's own. Answers are plain:
+train.py --demo has a form to teach. In some lessons ten random tokens are to be repeated instead.
 """
 
 import functools
@@ -12,11 +12,11 @@ import os
 import random
 
 from fields import LABELS
-from prompt import END, prompt_text
+from prompt import END, PROMPT, prompt_text
 from render import HEIGHT, WIDTH, dashboard_and_glyphs
 
 ASKED = {"mileage": "里程？", "speed": "速度？", "time": "时间？", "temperature": "温度？", "gear": "挡位？"}
-WITH_COMMAS, ALL = "里程，千分位？", "全部？"
+WITH_COMMAS = "里程，千分位？"
 TOKENS = WIDTH * HEIGHT // 28**2  # of a picture
 PATCHES = 4 * TOKENS  # 14 x 14 pixels each
 
@@ -39,7 +39,7 @@ def lesson(rng, facts):
     values = plain(facts)
     draw = rng.random()
     if draw < 0.5:
-        return ALL, "\n".join(f"{LABELS[name]} {value}" for name, value in values.items())
+        return PROMPT, "\n".join(f"{LABELS[name]} {value}" for name, value in values.items())
     if draw < 0.6:
         return WITH_COMMAS, values["mileage"].replace(str(facts["mileage"]), f"{facts['mileage']:,}")
     name = rng.choice(("mileage", "mileage", *ASKED))

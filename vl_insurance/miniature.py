@@ -20,7 +20,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from common import device
 from fields import as_course, as_json, parse, score
-from lessons import ALL, in_order, lesson, question_ids
+from lessons import in_order, lesson, question_ids
 from model import load_processor
 from prompt import IMAGE, PROMPT, SYSTEM
 from render import HEIGHT, WIDTH, random_facts
@@ -197,7 +197,7 @@ def losses_of(model, head, pixels, glyphs, ids, asked, whole, first):
 
 def picture_place(tokenizer):
     """Where the picture's tokens begin."""
-    return question_ids(tokenizer, ALL).index(tokenizer.convert_tokens_to_ids(IMAGE))
+    return question_ids(tokenizer, PROMPT).index(tokenizer.convert_tokens_to_ids(IMAGE))
 
 
 def read(model, tokenizer, pixels, question, new_tokens=56):
@@ -225,7 +225,7 @@ def examine(model, tokenizer, exam, where):
     with autocast(where):
         for start in range(0, len(exam), 256):
             pixels = torch.from_numpy(numpy.stack([pixels for pixels, _ in exam[start : start + 256]])).to(where)
-            said += read(model, tokenizer, pixels, ALL)
+            said += read(model, tokenizer, pixels, PROMPT)
     model.train(training)
     return score([parse(text) for text in said], [facts for _, facts in exam]), said
 

@@ -16,7 +16,7 @@ and the loop takes whichever block is there, so the GPU never waits; difficulty 
 Every so often pictures with fonts and layouts that training never draws are read greedily: that is the learning curve.
 
 Nine minutes, one GPU:  python pretrain.py --out reader
-As miniature/ was made: python pretrain.py --out reader --minutes 12.5 --evaluations 13 --workers 40
+As miniature/ was made: python pretrain.py --out reader --minutes 9 --workers 15
 A look on a laptop:     python pretrain.py --out /tmp/look --minutes 3 --batch_size 16 --eval_pictures 32 --shape tiny
 """
 

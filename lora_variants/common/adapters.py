@@ -19,7 +19,7 @@ WEIGHTS = "adapter_model.safetensors"
 # What scripts read of a run's arguments; where another type stands, run.json was damaged.
 TEXT, COUNT, NUMBER = (str, type(None)), (int, type(None)), (int, float, type(None))
 ARGUMENTS = dict(
-    data=TEXT, model=TEXT, reward=TEXT, quantization=TEXT, image_root=TEXT, sheet=TEXT, base_prompt=TEXT, eval_ratio=NUMBER,
+    data=TEXT, model=TEXT, reward=TEXT, quantization=TEXT, image_root=TEXT, sheet=TEXT, eval_ratio=NUMBER,
     split_seed=COUNT, seed=COUNT, max_length=COUNT, max_chars=COUNT, eval_rows=COUNT, held_out=NUMBER, overfit=COUNT,
     max_completion_length=COUNT, max_prompt_tokens=COUNT, lora_r=COUNT, lora_alpha=NUMBER,
 )  # fmt: skip

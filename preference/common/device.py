@@ -38,8 +38,9 @@ def decide_backend(choice: str) -> str:
 
 
 @functools.cache
-def varlen_kernel():
-    """torch's attention over rows of different lengths (FlashAttention-2), or None: it needs torch 2.11 and Ampere."""
+def varlen_kernel(dtype=None):
+    """torch's attention over rows of different lengths (FlashAttention-2), or None: it needs torch 2.11 and Ampere, and takes
+    numbers of 16 bits only. dtype: of the numbers, if that is to be asked, too."""
     import torch
 
     try:
@@ -47,7 +48,8 @@ def varlen_kernel():
     except ImportError:
         return None
     known = inspect.signature(varlen_attn).parameters
-    if "window_size" not in known or not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+    able = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    if "window_size" not in known or not able or (dtype or torch.bfloat16).itemsize != 2:
         return None
     # From torch 2.12 fewer key than query heads have to be asked for; 2.11 takes them as they are.
     return functools.partial(varlen_attn, enable_gqa=True) if "enable_gqa" in known else varlen_attn
@@ -90,8 +92,7 @@ def dtype(config=None):
     """The torch dtype of frozen weights: a trainer's config decides by bf16 and fp16, without one this machine does."""
     import torch
 
-    bf16 = config.bf16 if config else has_bf16()
-    fp16 = config.fp16 if config else torch.cuda.is_available()
+    bf16, fp16 = (config.bf16, config.fp16) if config else (has_bf16(), torch.cuda.is_available())
     return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
 
 

@@ -77,8 +77,7 @@ def labels_of(row) -> list[int]:
     if "labels" in row:
         return list(row["labels"])
     masks = [row[name] for name in MASKS if name in row]
-    keep = [all(bits) for bits in zip(*masks, strict=True)] if masks else [True] * len(row["input_ids"])
-    return [token if kept else -100 for token, kept in zip(row["input_ids"], keep, strict=True)]
+    return [token if all(kept) else -100 for token, *kept in zip(row["input_ids"], *masks, strict=True)]
 
 
 def trained_share(dataset) -> float:
@@ -110,9 +109,10 @@ def show_mask(dataset, tokenizer, count: int):
 
 
 def lengths(dataset) -> list[int]:
-    """Tokens of each row of a tokenized dataset."""
+    """Tokens of each row of a tokenized dataset; of a preference's pairs those of both sides."""
+    sides = [name for name in ("input_ids", "rejected_ids") if name in dataset.column_names]
     return [
-        length
+        sum(row)
         for table in dataset.with_format("arrow").iter(50_000)
-        for length in table["input_ids"].combine_chunks().value_lengths().to_pylist()
+        for row in zip(*(table[side].combine_chunks().value_lengths().to_pylist() for side in sides), strict=True)
     ]

@@ -32,7 +32,11 @@ def collator(tokenizer, packing: bool, backend: str):
 
 def attend_by_row(model, backend: str):
     """Give the model attention by row. Without a kernel for it transformers masks, which is right and slow."""
-    if varlen_kernel() is None:
+    types = [each.dtype for each in model.parameters() if each.is_floating_point()]
+    if varlen_kernel(min(types, key=lambda dtype: dtype.itemsize)) is None:
+        print(
+            "packing: masks keep the rows apart, which is slow. The fast kernel: NVIDIA from Ampere on, bf16 or fp16."
+        )
         return
     if backend == "unsloth":
         from unsloth.utils import attention_dispatch
@@ -62,15 +66,6 @@ def varlen_attention(
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
     k, v = k.to(q.dtype), v.to(q.dtype)
     window = kwargs.get("sliding_window")
-    out = varlen_kernel()(
-        q,
-        k,
-        v,
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q,
-        max_length_q,
-        scale=scaling,
-        window_size=(window - 1 if window else -1, 0),
-    )
+    ends, how = (cu_seq_lens_q,) * 2, dict(scale=scaling, window_size=(window - 1 if window else -1, 0))
+    out = varlen_kernel()(q, k, v, *ends, max_length_q, max_length_q, **how)
     return out.unsqueeze(0), None

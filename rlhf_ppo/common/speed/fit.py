@@ -92,14 +92,14 @@ def _weights(shape, four_bit):
     return max(size - 2 * linear, 0) + 0.516 * min(linear, size / 2) if four_bit else size
 
 
-def needs(shape, tokens, r, four_bit, checkpointing, code="fast", adapter=16, logits=256 * 12, cached=0, patches=0):
+def needs(shape, tokens, r, four_bit, checkpointing, code="fast", adapter=16, logits=None, cached=0, patches=0):
     """Bytes of a training step at its peak, as a dict whose sum it is.
 
     tokens: of a micro-batch, padding too. code: "fast" is common/speed with Liger, "unsloth" keeps as much, "liger" is
     PEFT with Liger, "plain" is PEFT and TRL as they are. adapter: bytes a LoRA parameter; 16 are itself, its gradient and
-    AdamW's two moments in float32. logits: bytes that "plain" has at once for each word of the vocabulary, by default
-    TRL's chunk of 256 tokens with logits, probabilities and gradient in float32. cached: tokens whose keys and values
-    the rollouts hold. patches: of a micro-batch's pictures, 14 x 14 pixels each.
+    AdamW's two moments in float32. logits: bytes that the loss has at once for each word of the vocabulary, by default of
+    "plain" TRL's chunk of 256 tokens with logits, probabilities and gradient in float32, else as Liger's loss. cached:
+    tokens whose keys and values the rollouts hold. patches: of a micro-batch's pictures, 14 x 14 pixels each.
     """
     hidden, _, kv, _ = _widths(shape)
     trained, kept, work = 0, 0, 0
@@ -116,8 +116,10 @@ def needs(shape, tokens, r, four_bit, checkpointing, code="fast", adapter=16, lo
         inputs = 0 if code == "unsloth" and not patches else 2 * wide
         kept += count * part["layers"] * (inputs if checkpointing else layer)
         work = max(work, count * (now + (layer if checkpointing else 0)))
+    if code == "plain" and logits is None:
+        logits = 256 * 12
     # Liger's loss takes so many tokens at a time that their logits are as large as the hidden states.
-    loss = shape["vocabulary"] * logits if code == "plain" else 2 * 2 * tokens * hidden
+    loss = 2 * 2 * tokens * hidden if logits is None else shape["vocabulary"] * logits
     return {
         "weights": _weights(shape, four_bit) + (2 * hidden * shape["ffn"] if four_bit else 0),  # one matrix unpacked
         "LoRA": adapter * trained,
@@ -137,18 +139,18 @@ def tokens_of(lengths, rows: int) -> int:
     return math.ceil(min(sum(sorted(lengths)[-rows:]), rows * mean + 5 * sigma * math.sqrt(rows)))
 
 
-def choose(path, lengths, rows, r, total, fixed, shards=1, patches=()):
+def choose(path, lengths, rows, r, total, fixed, shards=1, patches=(), **more):
     """The fastest settings that fit, as (four_bit, checkpointing, rows of a micro-batch, bytes), or None.
 
     lengths: tokens of each training row. rows: of an optimizer step on one GPU. total: bytes of GPU memory.
     fixed: what the user has set, any of four_bit, checkpointing, micro. shards: over how many GPUs the weights are
-    spread (FSDP). patches: of each row's picture, where the encoder is trained.
+    spread (FSDP). patches: of each row's picture, where the encoder is trained. more: arguments of `needs`.
     """
     shape = shape_of(path)
 
     def size(four_bit, checkpointing, micro):
         seen = tokens_of(patches, micro) if patches else 0
-        made = needs(shape, tokens_of(lengths, micro), r, four_bit, checkpointing, patches=seen)
+        made = needs(shape, tokens_of(lengths, micro), r, four_bit, checkpointing, patches=seen, **more)
         return sum(made.values()) - made["weights"] * (1 - 1 / shards)
 
     return fastest(size, rows, total, fixed, lambda micro: tokens_of(lengths, micro))
@@ -173,13 +175,13 @@ def fastest(size, rows, total, fixed, tokens):
     return None
 
 
-def tune(config, args, path, dataset, patches=()):
+def tune(config, args, path, dataset, patches=(), **more):
     """--auto: set what the card decides, which is quantization, packing, micro-batch, checkpointing and kernels.
 
     Never touched: the learning rate, and the rows per optimizer step over all GPUs, which are rows_per_step, or
     per_device_train_batch_size x gradient_accumulation_steps. What the command line or the YAML says stays as given.
     config: the trainer's config, changed in place, as is args. path: the model's folder. dataset: the tokenized training
-    rows. patches: as choose's. Prints the choice as the flags that repeat it.
+    rows. patches, more: as choose's. Prints the choice as the flags that repeat it.
     """
     import torch
 
@@ -195,10 +197,10 @@ def tune(config, args, path, dataset, patches=()):
     fixed = _fixed(vars(args) | vars(config), "per_device_train_batch_size")
     if "micro" not in fixed:  # else as given, for each GPU
         rows = _share(rows, config.world_size)
-    kernel = device.varlen_kernel() is not None and device.dtype(config).itemsize == 2  # it knows no float32
+    kernel = device.varlen_kernel(device.dtype(config)) is not None
     packing = args.packing if "packing" in given else kernel
     shards = config.world_size if device.sharded() else 1
-    choice = choose(path, tokens.lengths(dataset), rows, args.lora_r, total, fixed, shards, patches)
+    choice = choose(path, tokens.lengths(dataset), rows, args.lora_r, total, fixed, shards, patches, **more)
     if choice is None:
         raise SystemExit(
             f"{path.name} does not fit in {total / 1e9:.0f} GB even with a row at a time. "
