@@ -4,7 +4,8 @@
 
 16-bit weights, gradient checkpointing, LoRA r 16 on all linear layers, --rows rows of --length random tokens per step, 2 steps that do not
 count and 10 that do. The base is loaded once; every variant is put onto it and taken off again. lora is measured with the fused layers of
-common/speed/lora.py, too, which are the same for all variants that can have them; the others say why not. Last come the arms that spoil the base: every weight by AdamW, and by Flora, with
+common/speed/lora.py, too, which are the same for all variants that can have them; the others say why not. EVA is left out: it is lora after a
+pass over data, and on random weights the directions of that pass never settle. Last come the arms that spoil the base: every weight by AdamW, and by Flora, with
 16-bit weights, as a measure of memory and speed alone, and LoftQ on a 4-bit base of its own. One JSON line per arm, as it ends; an arm that
 --out has already is left out.
 """
@@ -19,12 +20,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
-FULL = ("adamw", "flora")  # Flora last: its hooks stay on the weights
+FULL = ("adamw", "flora")
 
 
 def arms(variants):
     """(variant, fused) in their order. Fused once: the layers of the others that can be are lora's."""
-    names = [name for name in variants.VARIANTS if name != "loftq"]
+    names = [name for name in variants.VARIANTS if name not in ("loftq", "eva")]
     return [("lora", True), *((name, False) for name in names), *((name, False) for name in FULL), ("loftq", False)]
 
 

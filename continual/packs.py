@@ -6,6 +6,8 @@ something. Here whole rows lie end to end where they fit, and none of them sees 
 
 import random
 
+from common.speed import fit
+
 
 def pieces(documents, max_length):
     """(token ids of pieces, how many documents were cut). A document over max_length tokens is cut, and its pieces begin anew."""
@@ -108,3 +110,18 @@ def told(documents, max_length) -> str:
         f"; {cut:,} over --max_length {max_length}: cut into {len(made) - len(documents) + cut:,} pieces" if cut else ""
     )
     return f"{said}; {len(packed):,} sequences, {tokens / len(packed) / max_length:.0%} full"
+
+
+def of_words(args, model) -> dict:
+    """What --embeddings takes of a GPU's memory beside LoRA, as arguments of fit.needs; model: its folder or name.
+
+    The two matrices, or the one, are kept with gradient and AdamW's two moments in 32 bits, 16 bytes a number, which are
+    counted here with LoRA's. In the loss's backward pass lm_head and its gradient are there in 16 bits as well, and two more
+    copies of the gradient in 32, for the chunk that is done and the sum of those before.
+    """
+    if not vars(args).get("embeddings"):
+        return {}
+    shape = fit.shape_of(model)
+    numbers = shape["vocabulary"] * shape["hidden"] * (1 if shape["tied"] else 2)
+    lora = fit.needs(shape, 1, args.lora_r, False, True, adapter=1)["LoRA"]
+    return dict(adapter=16 + 16 * numbers / lora, logits=256 * 12 + 12 * shape["hidden"])

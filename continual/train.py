@@ -122,8 +122,8 @@ def check(args):
         raise SystemExit(f"--replay {args.replay} needs --general or --chats: what is to be read again. Or --replay 0.")
     if args.embeddings and (args.backend == "unsloth" or device.sharded()):
         raise SystemExit("--embeddings is for backend hf on one GPU: its optimizer has two learning rates.")
-    if args.embeddings:  # kernels that read lm_head's weight past the module would miss what trains
-        args.backend, args.loss_type, args.given = "hf", "nll", sorted({*args.given, "use_liger_kernel"})
+    if args.embeddings:  # Liger's loss reads lm_head's weight past the module, and would miss what trains
+        args.backend, args.given = "hf", sorted({*args.given, "use_liger_kernel"})
 
 
 def load_model(args, config, path):
@@ -185,7 +185,8 @@ def run_method(script, args, argv, rows_of, check, load_model) -> Path:
     if args.rehearse:
         return rehearse(script, argv)
     if args.estimate:
-        return fit.estimate(args, "max_length")
+        more = packs.of_words(args, args.model)
+        return fit.estimate(args, "max_length", lambda length, rows: dict(tokens=rows * length) | more)
     screen.heading("data")
     splits = data.load_splits(args)
     check(args)
@@ -208,7 +209,7 @@ def run_method(script, args, argv, rows_of, check, load_model) -> Path:
     held = measure.datasets_of(tokenizer, {name: each for name, (_, each) in splits.items()}, template, args)
     asked = splits["chats"][1][: args.ask]
     tokens.show_mask(train_set, tokenizer, args.show_mask)
-    fit.tune(config, args, path, train_set)
+    fit.tune(config, args, path, train_set, **packs.of_words(args, path))
     train_set = tokens.longest(train_set, config, args.longest_steps)
     if vars(args).get("tokens") and not args.longest_steps:
         mean = sum(tokens.lengths(train_set)) / len(train_set)

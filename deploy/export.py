@@ -25,7 +25,7 @@ from common.cli import arg, parse
 from common.files import is_full, read_json, take_lock, write_json
 from common.paths import check_disk, command, output_dir
 from found import contract as contract_of
-from found import digest, free_memory, name_of, open_run, sha256, threads, tokenizer_of, with_run
+from found import digest, free_memory, is_whole, name_of, open_run, sha256, threads, tokenizer_of, with_run
 
 DEFAULTS = dict(
     to="merged,gguf,ollama",  # also: merged_4bit (a GPU), adapter_gguf
@@ -127,6 +127,8 @@ def plan(args, run, weights: int) -> tuple[dict, float]:
         if form in ("merged", "merged_4bit"):
             parts[form] = form
         elif form == "adapter_gguf":
+            if serving["kind"] == "whole":
+                raise SystemExit("adapter_gguf: this run trained every weight and has no adapter (--to gguf).")
             if serving["kind"] != "plain":
                 raise SystemExit("adapter_gguf: this adapter (DoRA, PiSSA or OLoRA) is not W + s B A in other programs: "
                                  "merge it (--to gguf).")  # fmt: skip
@@ -148,12 +150,14 @@ def plan(args, run, weights: int) -> tuple[dict, float]:
 def main(argv=None) -> Path:
     args = parse(__file__, DEFAULTS, {}, Args, argv=with_run(sys.argv[1:] if argv is None else argv))
     listed(args.to, FORMS, "to"), listed(args.quant, QUANTS, "quant")
-    run = open_run(args.adapter, args.model)
+    run = open_run(args.adapter, args.model, whole=True)
     serving, template = contract_of(run)
     weights = sum(file.stat().st_size for file in run.base.glob("*.safetensors")) // 2
     parts, need = plan(args, run, weights)
     inputs = {"base": serving["base_digest"], "adapter": digest(run.adapter),
               "contract": contract.digest_ids([template, serving["stop_ids"], serving["max_length"]])}  # fmt: skip
+    if args.merge_into == "nf4" and is_whole(run.adapter):
+        raise SystemExit("--merge_into nf4: this run trained every weight and has no adapter to merge.")
     if args.merge_into == "nf4":
         need_bitsandbytes("--merge_into nf4")
         inputs["merge_into"] = "nf4"
@@ -201,7 +205,9 @@ def export(run, folder: Path, manifest: dict, parts: dict, serving: dict, templa
 
     if any(form in QUANTS or form == "adapter_gguf" for form in parts.values()):
         gguf_file.architecture(run.base)
-    adapter, name = merged.Adapter(run.adapter, run.base, manifest["inputs"].get("merge_into") == "nf4"), name_of(run)
+    name, whole = name_of(run), is_whole(run.adapter)
+    nf4 = manifest["inputs"].get("merge_into") == "nf4"
+    adapter = merged.Adapter(None if whole else run.adapter, run.base, nf4, whole)
     half = folder / f"{name}-f16.gguf"
 
     def write_merged(new):

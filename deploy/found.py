@@ -2,24 +2,35 @@
 
 import hashlib
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 from common import adapters, hub, models
 from common.contract import SERVING, TEMPLATE, digest_ids, kind_of, write
-from common.files import fingerprint, read_json
+from common.files import fingerprint, read_json, write_json
 from common.models import TrainedRun
 from common.paths import TASK_DIR, output_dir
 
+WHOLE = "model"  # in a run's folder: the model, of a run that trained every weight (lora_variants --full)
 
-def newest() -> Path:
+
+def is_whole(folder: Path) -> bool:
+    """Whether a run trained every weight and has no adapter."""
+    return (folder / WHOLE / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
+
+
+def newest(whole=False) -> Path:
     """The run with an adapter that was finished last, of all recipes; where OUTPUT_DIR was not chosen, also of those that
-    were trained in their own folder, as the lessons do."""
+    were trained in their own folder, as the lessons do. whole: or with a model of its own."""
     root = output_dir().parent
     roots = [root, *TASK_DIR.parent.glob("*/outputs")] if root == Path.cwd() / "outputs" else [root]
     found = []
     for file in [file for each in roots for depth in ("*/*", "*/*/*") for file in each.glob(f"{depth}/run.json")]:
         record = read_json(file)
-        serves = record.get("status") == "finished" and (file.parent / adapters.WEIGHTS).is_file()
+        serves = record.get("status") == "finished" and (
+            (file.parent / adapters.WEIGHTS).is_file() or whole and is_whole(file.parent)
+        )
         if serves and record.get("stage") not in ("reward", "sft") and file.parts[-3] != TASK_DIR.name:
             found.append((record.get("finished", file.stat().st_mtime), file.parent))
     if not found:
@@ -27,12 +38,18 @@ def newest() -> Path:
     return max(found)[1]
 
 
-def open_run(name=None, model=None) -> TrainedRun:
+def open_run(name=None, model=None, whole=False) -> TrainedRun:
     """The run that `name` is the folder of, or the newest one. model: its base, where the adapter's own name is not found.
+    whole: also a run that trained every weight; its base is then the model that it made (see public_of).
 
     Writes the serving contract where an older recipe left none. Raises SystemExit where it cannot be deployed.
     """
-    folder = Path(name).expanduser() if name else newest()
+    folder = Path(name).expanduser() if name else newest(whole)
+    if is_whole(folder):
+        if not whole:
+            raise SystemExit(f"{folder} trained every weight and has no adapter: export.py makes files of it, which llama.cpp, "
+                             "Ollama and vLLM serve as any model.")  # fmt: skip
+        return open_whole(folder)
     if not (folder / "adapter_config.json").is_file():
         raise SystemExit(f"{folder} holds no adapter (no adapter_config.json). Give the folder that train.py named.")
     settings, record = hub.read_object(folder / "adapter_config.json"), adapters.read_record(folder)
@@ -65,6 +82,39 @@ def open_run(name=None, model=None) -> TrainedRun:
         write(folder, task, tokenizer_of(run), record, digest)
         print(f"serving contract written: {folder / SERVING}, {TEMPLATE}")
     return run
+
+
+def open_whole(folder: Path) -> TrainedRun:
+    """A run that trained every weight: the model that it made stands in the base's place."""
+    record, base = adapters.read_record(folder), folder / WHOLE
+    if record.get("status") != "finished":
+        raise SystemExit(f"{folder} is not finished: the same train.py command goes on.")
+    if wrong := hub.broken(base):
+        raise SystemExit(f"{base}: {wrong}. Copy the file again, or train again.")
+    run = TrainedRun(folder, base, record, record.get("arguments", {}), adapters.read_texts(folder, {}))
+    digest = fingerprint(base)
+    if read_json(folder / SERVING).get("base_digest") != digest or not (folder / TEMPLATE).is_file():
+        with tempfile.TemporaryDirectory() as scratch:  # the contract reads what an adapter's folder holds
+            texts = Path(scratch)
+            named = run.arguments.get("model")
+            settings = dict(base_model_name_or_path=named, r=1, lora_alpha=1, target_modules=None)
+            write_json(texts / "adapter_config.json", settings)
+            for file in folder.glob("*.txt"):
+                shutil.copyfile(file, texts / file.name)
+            serving = write(texts, record.get("task", ""), tokenizer_of(run), record, digest)
+            shutil.copyfile(texts / TEMPLATE, folder / TEMPLATE)
+        write_json(folder / SERVING, serving | dict(kind="whole", r=None, alpha=None, scaling=None, init=None))
+    return run
+
+
+def public_of(run: TrainedRun, model=None) -> Path:
+    """The base that a run began with. Raises SystemExit where another model than that is found."""
+    if not is_whole(run.adapter):
+        return run.base
+    base = hub.resolve_model(model or run.arguments["model"])
+    if (known := run.record.get("weights")) and known != fingerprint(base):
+        raise SystemExit(f"{run.adapter} was trained on another model than {base}. Give its base with --model.")
+    return base
 
 
 def tokenizer_of(run: TrainedRun):
@@ -101,7 +151,9 @@ def sha256(file: Path) -> str:
 
 
 def digest(folder: Path) -> str:
-    """A digest of an adapter: its weights, and the settings that say what they mean."""
+    """A digest of an adapter, or a whole model: its weights, and the settings that say what they mean."""
+    if is_whole(folder):
+        return digest_ids([sha256(file) for file in sorted((folder / WHOLE).glob("*.safetensors"))])
     settings = {
         name: value for name, value in read_json(folder / "adapter_config.json").items() if name != "inference_mode"
     }

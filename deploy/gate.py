@@ -25,7 +25,7 @@ from common.cli import arg, parse
 from common.files import read_json, text_table, write_json
 from common.paths import check_disk, command, output_dir
 from found import contract as contract_of
-from found import digest, free_memory, name_of, open_run, threads, tokenizer_of, with_run
+from found import digest, free_memory, name_of, open_run, public_of, threads, tokenizer_of, with_run
 
 DEFAULTS = dict(
     seed=0  # of the resampling
@@ -170,7 +170,10 @@ def judge_gguf(path, reference, expected, serving, base_gguf=None):
 
 def main(argv=None):
     args = parse(__file__, DEFAULTS, {}, Args, argv=with_run(sys.argv[1:] if argv is None else argv))
-    run = open_run(args.adapter, args.model)
+    run = open_run(args.adapter, args.model, whole=True)
+    public = public_of(run, args.model)
+    if args.base == "nf4" and public != run.base:
+        raise SystemExit("--base nf4: this run trained every weight, none of them in 4 bits.")
     given = Path(args.files).expanduser() if args.files else newest_export(run)
     if given is not None and not given.exists():
         raise SystemExit(f"{given}: no such file or folder.")
@@ -191,7 +194,7 @@ def main(argv=None):
     expected = contract.probe_ids(tokenizer, template) if serving["prompt_sha256"] else None
     dtype = scores.dtype_for(run.base, free_memory())
     check_disk(folder, 4 * sum(len(ids) for ids, _ in pairs) * len(tokenizer), "the adapter's distributions")
-    reference = scores.Reference(run, pairs, dtype, folder, args.base == "nf4")
+    reference = scores.Reference(run, pairs, dtype, folder, args.base == "nf4", public)
     name = str(dtype).removeprefix("torch.")
     x, tokens = reference.adapter - reference.base, len(reference.groups)
     moved = float(numpy.sqrt((x * x).mean()))

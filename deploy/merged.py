@@ -68,12 +68,12 @@ class Adapter:
     """The LoRA of a run's folder, checked against a base's tensors. folder None: no adapter, the base as it is.
 
     nf4: it is added to the base as rounded to 4 bits and back, what a QLoRA run was trained beside, and not to the
-    published weights.
+    published weights. whole: the base itself was trained, every weight of it.
     """
 
-    def __init__(self, folder: Path | None, base: Path, nf4=False):
+    def __init__(self, folder: Path | None, base: Path, nf4=False, whole=False):
         self.base, self.entries, self.modules, self.worst = base, headers(base), {}, 0.0
-        self.nf4 = nf4
+        self.nf4, self.whole = nf4, whole
         if folder is None:
             return
         self.kind, self.scale = kind_of(read_json(folder / "adapter_config.json"))
@@ -147,7 +147,7 @@ def in_bfloat16(adapter: Adapter, name: str) -> torch.Tensor:
     the same run gives the same bytes.
     """
     tensor = adapter.weight(name)
-    if name not in adapter.modules:
+    if name not in adapter.modules and not adapter.whole:
         return tensor.to(torch.bfloat16)
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
     # The upper half of a float32 is the bfloat16 towards zero; the lower half, plus a draw from all that it could be,

@@ -136,13 +136,18 @@ def shared(pairs) -> int:
 
 
 class Reference:
-    """Base and adapter in PyTorch: log-probabilities of every token, and on disk the adapter's whole distributions."""
+    """Base and adapter in PyTorch: log-probabilities of every token, and on disk the adapter's whole distributions.
 
-    def __init__(self, run, pairs, dtype, folder: Path, nf4=False):
+    public: the base that the run began with, of one that trained every weight; the model it made is "the adapter" then.
+    """
+
+    def __init__(self, run, pairs, dtype, folder: Path, nf4=False, public=None):
         self.pairs, self.first = pairs, shared(pairs)
         self.groups = numpy.repeat(range(len(pairs)), [len(ids) - self.first for ids, _ in pairs])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = adapters.attach(load(run.base, dtype, device, nf4), run.adapter).eval()
+        model, public = load(run.base, dtype, device, nf4), public or run.base
+        if public == run.base:
+            model = adapters.attach(model, run.adapter).eval()
         self.size = model.config.get_text_config().vocab_size
         self.file = tempfile.NamedTemporaryFile(dir=folder, prefix=".new-reference-")  # noqa: SIM115
         self.kept = numpy.memmap(self.file, numpy.float32, "w+", shape=(len(self.groups), self.size))
@@ -151,9 +156,9 @@ class Reference:
             self.kept[at : at + len(each)] = each.cpu().numpy()
             adapter.append(of_token(each, tokens))
         self.adapter = numpy.concatenate(adapter)
-        alone = model.disable_adapter()
-        if model.peft_config["default"].init_lora_weights in contract.MERGED_ONLY:  # PEFT changed the base for it
-            model, alone = load(run.base, dtype, device, nf4), contextlib.nullcontext()
+        alone = model.disable_adapter() if public == run.base else None
+        if not alone or model.peft_config["default"].init_lora_weights in contract.MERGED_ONLY:  # PEFT changed the base
+            model, alone = load(public, dtype, device, nf4), contextlib.nullcontext()
         with alone:
             self.base, self.kl_base, finite = self.score(of_torch(model), "base")
         if not finite:

@@ -190,7 +190,7 @@ def draw(rows, file):
                 axis.plot(
                     *zip(*points or [((), ())], strict=True), ".-", color=colours[name], label=name if points else None
                 )
-            axis.set(title="inner split: loss by learning rate", xscale="log")
+            axis.set(title="inner split: loss by learning rate", xscale="log", yscale="log")
         elif panel == "train":
             for name, runs in by_name(rows, "variants").items():
                 axis.plot(runs[0]["train"], color=colours[name[0]], label=name[0], linewidth=1)

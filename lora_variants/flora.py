@@ -11,6 +11,7 @@ than the momentum remembers. What is left of a weight's optimizer state is r / n
 and column in the place of its second (Adafactor, arXiv 1804.04235).
 """
 
+import weakref
 from functools import partial
 
 import torch
@@ -22,22 +23,29 @@ def projection(seed, rank, columns, device):
     return torch.randn(rank, columns, generator=generator, device=device) / rank**0.5
 
 
+def compress(flora, place, number, p):
+    """A weight's hook. flora: a weak reference to the optimizer, None once it is gone."""
+    if flora() is not None:
+        flora().compress(place, number, p)
+
+
 class Flora(torch.optim.Optimizer):
     """Gradients are compressed as backward makes them, micro-batch by micro-batch, and let go at once: p.grad is always None."""
 
     def __init__(self, parameters, lr=1e-4, rank=64, beta=0.9, period=50, seed=0):
         super().__init__(parameters, dict(lr=lr, rank=rank, beta=beta, period=period, seed=seed))
-        for group in self.param_groups:
+        for place, group in enumerate(self.param_groups):
             for number, p in enumerate(group["params"]):
-                p.register_post_accumulate_grad_hook(partial(self.compress, group, number))
+                # Only weakly: a weight whose hook holds the optimizer, and with it the weight, is never let go.
+                p.register_post_accumulate_grad_hook(partial(compress, weakref.ref(self), place, number))
 
     def draw(self, group, number, period, p):
         return projection(group["seed"] + 1_000_003 * period + number, group["rank"], p.shape[1], p.device)
 
     @torch.no_grad()
-    def compress(self, group, number, p):
+    def compress(self, place, number, p):
         """Add p's gradient to C, (m, r); of a vector, such as a norm's weight, all of it."""
-        state = self.state[p]
+        group, state = self.param_groups[place], self.state[p]
         now = state.get("step", 0) // group["period"]
         made = p.grad.float() @ self.draw(group, number, now, p).T if p.ndim == 2 else p.grad.float()
         state["sum"] = state["sum"].add_(made) if "sum" in state else made

@@ -20,7 +20,7 @@ from typing import Literal
 import variants
 from common import device, models, screen, tokens
 from common.cli import SftArgs, arg, parse, trainer_config
-from common.contract import next_steps
+from common.contract import keep_rows, next_steps
 from common.hub import choose_quantization, resolve_model
 from common.paths import DEMO_MODEL, command
 from common.rehearse import rehearse
@@ -133,6 +133,9 @@ def save(run, trainer, tokenizer, args):
     if args.full:
         trainer.model.save_pretrained(run.folder / "model")
         tokenizer.save_pretrained(run.folder / "model")
+        for name, text in TEMPLATE.items():  # with the rows, what ../deploy asks of a run
+            (run.folder / f"{name}.txt").write_text(text, encoding="utf-8")
+        keep_rows(run.folder, trainer.eval_dataset, trainer.train_dataset)
         run.saved = True  # and finished when what comes after it has been measured
         return print(screen.text("saved: {folder}", folder=run.folder / "model"))
     times = variants.plain_on_save(args.variant, trainer.model, run.folder / INIT)
@@ -199,7 +202,7 @@ def main(argv=None):
     if not args.full:
         asked = command("infer.py", "--adapter", run.folder, "--compare")
         print("\n" + screen.text("Ask it yourself: {command}", command=asked))
-        print(next_steps(run.folder))
+    print(next_steps(run.folder))
 
 
 if __name__ == "__main__":

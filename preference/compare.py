@@ -113,19 +113,26 @@ def curves(rows, start, what="gold"):
 
 
 def at_kl(points, kl):
-    """Gold where a curve [(kl, gold), ...] first gets to a KL, between two points; None beyond its end."""
+    """Gold where a curve [(kl, gold), ...] first gets to a KL, between two points; None before its first and after its last.
+
+    Between points gold is a line over the square root of KL, as it nearly is when measured densely (arXiv 2210.10760): a
+    line over KL itself would put runs with few points too low.
+    """
     for (a, x), (b, y) in itertools.pairwise(points):
         if a <= kl <= b:
-            return x + (y - x) * (kl - a) / (b - a) if b > a else y
+            a, b = math.sqrt(max(a, 0)), math.sqrt(b)
+            return x + (y - x) * (math.sqrt(kl) - a) / (b - a) if b > a else y
     return None
 
 
 def table(rows, start):
     """(header, lines): gold at KLs as mean over seeds, and the difference to DPO, paired by seed, with its 95% interval.
 
-    A cell is "-" where not all seeds get that far: those that do would be a selection.
+    A cell is "-" where not all seeds get that far: those that do would be a selection. And where a seed's first snapshot is
+    beyond: there nothing was measured.
     """
-    found, lines = curves(rows, start), []
+    found = {each: {s: points[1:] for s, points in seeds.items()} for each, seeds in curves(rows, start).items()}
+    lines = []
     base = next((seeds for (method, _), seeds in found.items() if method == "dpo"), {})
     for (method, strength), seeds in found.items():
         cells = []

@@ -60,6 +60,7 @@ DEFAULTS = dict(
 )
 DEMO = dict(
     model=DEMO_MODEL,
+    auto=False,  # what this file says is what happens, with a GPU, too
     quantization="none",
     data=str(HERE / "sample" / "gold.jsonl"),
     eval_ratio=0.2,  # 24 held-out prompts: fewer say little
@@ -84,6 +85,8 @@ class PairArgs(DataArgs, LoraArgs):
     start: str | None = arg(
         None, "an SFT run's folder: its adapter is trained on, and its frozen copy is the reference"
     )
+    auto: bool = arg(True, "choose what the card decides: quantization, packing, micro-batch, checkpointing")
+    rows_per_step: int | None = arg(None, "pairs (KTO: rows) per step (default: batch size x gradient accumulation)")
     max_length: int = arg(1024, "longest prompt + answer in tokens; longer ones are dropped")
     packing: bool = arg(True, "rows end to end without padding where the card has a kernel for it; the same numbers")
     show_answers: int = arg(12, "held-out prompts answered before and after")
@@ -150,12 +153,11 @@ def run_method(args, parts, single=False) -> Path:
     parts() -> (rows to data set, collator of (tokenizer, packed), trainer); it is called when torch may be loaded. single: rows
     are single answers with a label.
     """
-    if args.estimate:
-        sides = 1 if single else 2  # rows that are trained on; logits of pairs.CHUNK answer tokens, and their gradient
-        return fit.estimate(
-            args, "max_length", lambda length, rows: dict(tokens=sides * rows * length, logits=12 * 1024)
-        )
     begin(args)
+    # Beside the rows that are trained on: logits of pairs.CHUNK answer tokens, and their gradient; the reference's adapter.
+    more, sides = dict(logits=12 * 1024) | ({"adapter": 16 + 4} if args.start else {}), 1 if single else 2
+    if args.estimate:
+        return fit.estimate(args, "max_length", lambda length, rows: dict(tokens=sides * rows * length) | more)
     screen.heading("data")
     train_rows, eval_rows = load_splits(args, single)
 
@@ -173,6 +175,7 @@ def run_method(args, parts, single=False) -> Path:
     what = "rows" if single else "pairs"
     train_set = to_set(train_rows, tokenizer, args.max_length, f"training {what}", template)
     eval_set = to_set(eval_rows, tokenizer, args.max_length, f"held-out {what}", template)
+    policy.tune(config, args, path, train_set, **more)
     run = runs.Run(args, config, train_set, draw=lambda _: watch.draw(run))
     if run.finished:
         return run.folder

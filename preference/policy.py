@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common import adapters, device, files, hub, models
-from common.speed import lora, packing
+from common.speed import fit, lora, packing
 from pairs import REFERENCE
 from prompt import TEMPLATE
 
@@ -23,6 +23,13 @@ def tokenizer_of(args, path):
         )
     tokenizer.chat_template = served.read_text(encoding="utf-8")
     return tokenizer, dict(system_prompt=files.read_json(folder / "serving.json").get("system") or "")
+
+
+def tune(config, args, path, dataset, **more):
+    """fit.tune but for what is settled here: LoRA is fused with or without Liger, whose losses are of labels. more: as its own."""
+    given, args.given = args.given, [*args.given, "fused_lora", "use_liger_kernel"]
+    fit.tune(config, args, path, dataset, **more)
+    args.given = given
 
 
 def load_model(args, config, path):
@@ -56,8 +63,8 @@ def load_model(args, config, path):
 
 
 def packs(args, config):
-    """Whether rows lie end to end: where the card has a kernel for attention by row, which takes numbers of 16 bits only."""
-    return args.packing and device.varlen_kernel() is not None and device.dtype(config).itemsize == 2
+    """Whether rows lie end to end: where the card has a kernel for attention by row."""
+    return args.packing and device.varlen_kernel(device.dtype(config)) is not None
 
 
 def drop_reference(model):

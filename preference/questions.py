@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.files import save_figure
 
+NAMES = {"dpo": "DPO", "orpo": "ORPO", "simpo": "SimPO", "kto": "KTO"}
 COLOURS = {"chosen": "#3b6ea8", "rejected": "#c8553d", "training": "#9aa5b1", "held out": "#3b6ea8"}
 
 
@@ -21,8 +22,9 @@ def read(folder):
     folder = Path(folder).expanduser()
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines], json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        logs, record = map(json.loads, lines), json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return list(logs), record | {when: record[when] for when in ("before", "after")}
+    except (OSError, ValueError, KeyError) as error:
         raise SystemExit(f"{folder} is no finished run of this folder: {error}") from None
 
 
@@ -62,7 +64,7 @@ def draw(both, longer, file):
             words = [record[when]["words"] for when in ("before", "after")]
             axes[2].plot([place - 0.2, place + 0.2], words, "o-", color=COLOURS["chosen"], alpha=0.8)
     axes[2].set(title="words per sampled answer, before and after", xlim=(-0.6, len(methods) - 0.4))
-    axes[2].set_xticks(range(len(methods)), [name.upper() for name in methods])
+    axes[2].set_xticks(range(len(methods)), [NAMES.get(name, name) for name in methods])
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[0].legend()

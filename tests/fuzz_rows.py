@@ -52,6 +52,7 @@ COLUMNS = {  # folder -> (the column that tells rows apart, another text column 
     "alpaca": ("instruction", "output"), "domain_mix": ("instruction", "output"), "legal": ("question", "answer"),
     "medical": ("question", "answer"), "rlhf_ppo": ("prompt", "chosen"), "r1_grpo": ("question", "answer"),
     "s1_scaling": ("question", "trace"), "vl_insurance": ("prompt", "response"),
+    "lora_variants": ("question", "answer"), "continual": ("question", "answer"),
 }  # fmt: skip
 
 
@@ -64,6 +65,8 @@ def made(folder, draw):
             "alpaca": {"instruction": ask, "input": "", "output": say},
             "domain_mix": {"instruction": ask, "input": "", "output": say},
             "legal": {"question": ask, "answer": say},
+            "lora_variants": {"question": ask, "answer": say},
+            "continual": {"question": ask, "answer": say},
             "medical": {"question": ask, "answer": f"{say}，注意休息。"},
             "rlhf_ppo": {"prompt": ask, "chosen": say, "rejected": "不知道。"},
             "r1_grpo": {"question": ask, "answer": f"{say} #### {number}"},
@@ -102,6 +105,8 @@ def reader(folder):
         elif folder == "r1_grpo":
             train, test, report = data.read_splits(path)
             report, rows = report["splits"]["train"], train + test
+        elif folder == "continual":  # its conversations; documents are one text each
+            rows, report = data.read_chats(path)
         elif folder == "s1_scaling":
             rows, report = data.clean(data.load(path)["train"], path)
         else:

@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -351,7 +352,8 @@ def test_trained_words_have_a_tenth_of_the_rate_and_merging_gives_the_trained_mo
         return optimizer
 
     monkeypatch.setattr(task.train, "optimizer_of", optimizer_of)
-    half = ["--bf16", "true"] if which == "untied" else []  # the frozen weights in 16 bits, as on a card
+    # The frozen weights in 16 bits and the loss in chunks, as on a card.
+    half = ["--bf16", "true", "--loss_type", "chunked_nll"] if which == "untied" else []
     run = task.train.main(flags(tiny, tmp_path / "run", which, "--embeddings", "--tokens", 1500, *half))
     assert json.loads((run / "run.json").read_text())["steps"] == 2  # of two sequences, nearly 400 tokens each
     words = AutoModelForCausalLM.from_pretrained(tiny[which]).get_input_embeddings().weight
@@ -365,6 +367,117 @@ def test_trained_words_have_a_tenth_of_the_rate_and_merging_gives_the_trained_mo
     assert torch.allclose(trained(input_ids=ids).logits, merged(input_ids=ids).logits, atol=1e-4)
     assert (merged.get_input_embeddings().weight - words).abs().max() > 1e-3
     assert merged.config.tie_word_embeddings == (which == "tied")
+
+
+def peak_of(model):
+    """Bytes of the largest moment of two steps of two micro-batches, weights and optimizer included."""
+    import weakref
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
+
+    class Live(TorchDispatchMode):
+        known, now, peak = {}, 0, 0
+
+        def add(self, tensor):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.known:
+                self.known[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.gone, storage._cdata)
+
+        def gone(self, name):
+            self.now -= self.known.pop(name)
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            for each in tree_leaves(made):
+                self.add(each) if isinstance(each, torch.Tensor) else None
+            return made
+
+    _patch_chunked_ce_lm_head(model.get_base_model(), chunk_size=4)  # of TRL's loss, with logits that hardly count
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], fused=True)
+    ids, live = torch.arange(3, 19)[None], Live()
+    for each in model.parameters():
+        live.add(each)
+    with live:
+        for _ in range(2):
+            for _ in range(2):
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = model(input_ids=ids, labels=ids).loss
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return live.peak
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_trained_words_take_is_what_estimate_counts(task, tied, tmp_path):
+    """On a CPU, with words that outweigh all else: with --embeddings minus without it, measured and by the formula."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from common import models
+    from common.speed import fit
+
+    shape = dict(vocab_size=4000, hidden_size=256, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1)
+    LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied)).bfloat16().save_pretrained(tmp_path)
+    measured, counted = [], []
+    for embeddings in (False, True):
+        args = SimpleNamespace(
+            quantization="none", backend="hf", max_length=64, embeddings=embeddings, lora_r=2, lora_alpha=2,
+            lora_dropout=0.0, lora_target_modules=["q_proj"], fused_lora=False, packing=False,
+        )  # fmt: skip
+        model = task.train.load_model(args, SimpleNamespace(seed=1, bf16=True, fp16=False), tmp_path)
+        models.widen_adapters(model)
+        assert {each.dtype for each in model.parameters() if each.requires_grad} == {torch.float32}
+        measured.append(peak_of(model))
+        more = dict(logits=256 * 12) | task.packs.of_words(args, tmp_path)
+        parts = fit.needs(fit.shape_of(tmp_path), 16, 2, False, True, **more)
+        counted.append(parts["LoRA"] + parts["at work"] - fit.shape_of(tmp_path)["vocabulary"] * 256 * 12)
+    assert counted[1] - counted[0] == pytest.approx(measured[1] - measured[0], rel=0.03)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loss_in_chunks_reaches_trained_words(tied):
+    """It reads lm_head's weight past the module: PEFT has to hand it the trained one."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
+
+    shape = dict(vocab_size=100, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=1)
+    found, ids = [], torch.arange(3, 60)[None]
+    for chunked in (False, True):
+        torch.manual_seed(1)
+        words = dict(modules_to_save=["embed_tokens"] + ([] if tied else ["lm_head"]), ensure_weight_tying=tied)
+        model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied))
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], **words))
+        for name, each in model.named_parameters():
+            if "modules_to_save" in name:  # as in training: another one than the frozen one
+                each.data += torch.randn_like(each)
+        if chunked:
+            _patch_chunked_ce_lm_head(model.get_base_model(), chunk_size=8)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        grads = {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
+        found.append((loss, grads))
+    (one, grads), (other, same) = found
+    assert torch.allclose(one, other, rtol=1e-5) and sum("modules_to_save" in name for name in grads) == 2 - tied
+    assert all(torch.allclose(grads[name], same[name], atol=1e-5) for name in grads if "modules_to_save" in name)
+
+
+def test_estimate_counts_the_words(task, capsys):
+    def needs(*more):
+        task.train.main(["--estimate", "--model", "Qwen/Qwen2.5-7B", *more])
+        return [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()[:2].isdigit()]
+
+    for plain, words in zip(needs(), needs("--embeddings"), strict=True):
+        assert float(words[4]) - float(plain[4]) == pytest.approx(16 * 2 * 152_064 * 3584 / 1e9, abs=0.11)
+    assert needs("--embeddings")[2][1] == "no"  # not on a card of 24 GB, where LoRA alone fits
 
 
 def test_lora_in_tied_words_is_refused_by_merge_since_its_logits_would_be_others(task, tiny, tmp_path):

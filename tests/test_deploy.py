@@ -713,6 +713,45 @@ def test_smollm2_in_three_quants_passes_in_llama_cpp(
     )
 
 
+# -- a run that trained every weight
+
+
+def test_a_run_that_trained_every_weight_is_exported_and_judged(deploy, base, run, tmp_path, monkeypatch, capsys):
+    """lora_variants --full: no adapter, a model in model/. The base that it began with is what the gate compares with."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from common.files import fingerprint
+
+    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / "outputs"))
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data *= 1 + 0.03 * torch.randn_like(parameter)
+    model.save_pretrained(run / "model")
+    for file in ("tokenizer.json", "tokenizer_config.json", "adapter_config.json", "adapter_model.safetensors"):
+        (run / file).rename(run / "model" / file) if file.startswith("tok") else (run / file).unlink()
+    record = json.loads((run / "run.json").read_text())
+    record |= {"weights": fingerprint(base)}
+    record["arguments"]["model"] = str(base)
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="trained every weight and has no adapter: export.py"):
+        deploy.found.open_run(run)
+    assert "has no adapter" in call(deploy.export.main, run, "--to", "adapter_gguf")
+    folder = deploy.export.main([str(run), "--to", "merged,gguf,ollama", "--quant", "f16,q8_0"])
+    assert call(deploy.gate.main, run) == 0, capsys.readouterr().out
+    arms = json.loads((folder / "gate.json").read_text())["arms"]
+    assert [arm["code"] for arm in arms[2:]] == [0, 0, 0]
+    serving = json.loads((folder / "merged" / "serving.json").read_text())
+    assert (serving["kind"], serving["base"], serving["r"]) == ("whole", str(base), None)
+    shutil.copytree(folder / "merged", tmp_path / "plain")  # the base under its name
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "plain")
+    assert call(deploy.gate.main, run, "--files", tmp_path / "plain") == 4
+    record["weights"] = "another"
+    (run / "run.json").write_text(json.dumps(record))
+    assert "was trained on another model" in call(deploy.gate.main, run)
+
+
 # -- what takes long: trained adapters of every recipe, and the tokenizer of Qwen2.5
 
 LIGHT = ["--max_steps", 4, "--eval_strategy", "no", "--load_best_model_at_end", "false"]

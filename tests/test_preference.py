@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-FILES = ("prompt", "sources", "data", "gold", "pairs", "policy", "watch", "dpo", "orpo", "simpo", "kto")
+FILES = ("prompt", "sources", "data", "gold", "pairs", "policy", "watch", "dpo", "orpo", "simpo", "kto", "compare")
 TEXTS = [  # prompt, chosen, rejected: of different lengths
     ("ask one", "a short one", "something much longer than that, on and on"),
     ("and another question", "yes, of course it is so", "no"),
@@ -56,6 +56,34 @@ def shaken(model, seed=7):
 
 
 KTO_SEED = 1  # with it z0 is above 0
+
+
+def test_methods_are_compared_between_snapshots_only(task):
+    """Gold over the square root of KL, of all seeds or none, and nothing from where no run was measured."""
+    curve = [(1.0, -1.0), (4.0, -0.5)]
+    assert task.compare.at_kl(curve, 2.25) == pytest.approx(-0.75)
+    assert task.compare.at_kl(curve, 0.9) is None and task.compare.at_kl(curve, 4.1) is None
+
+    def row(method, seed, step, kl, gold):
+        return dict(method=method, strength="", seed=seed, step=step, kl=kl, gold=gold)
+
+    rows = [row("dpo", seed, step, kl, gold) for seed in (1, 2) for step, kl, gold in ((1, 0.0, -1.5), (2, 4, -0.5))]
+    rows += [row("sft", 1, 1, 1.5, -1), row("sft", 1, 2, 8, -0.1), row("sft", 2, 1, 1.5, -1), row("sft", 2, 2, 4, -0.2)]
+    _, (dpo, sft) = task.compare.table(rows, dict(gold=-1.5))
+    assert dpo[3:] == ("-1.00", "-0.79", "-0.50", "-", "-")
+    assert sft[3:5] == ("-", sft[4]) and sft[4].startswith("-0.8") and "no difference shown" in sft[5] and sft[6] == "-"
+
+
+def test_both_sides_of_a_pair_are_counted(task, tiny):
+    """The plan's tokens and --auto's memory; KTO's mismatched rows have no backward pass."""
+    from common import tokens
+
+    tokenizer, rows = task.policy.models.load_tokenizer(tiny), rows_of(TEXTS)
+    made = task.pairs.tokenize(rows, tokenizer, 999, "pairs")
+    assert tokens.lengths(made) == [len(row["input_ids"]) + len(row["rejected_ids"]) for row in made]
+    rows = [dict(prompt=row["prompt"], completion=row["chosen"], label=True) for row in rows]
+    made = task.kto.to_set(rows, tokenizer, 999, "rows", task.prompt.TEMPLATE)
+    assert tokens.lengths(made) == [len(row["input_ids"]) for row in made] and "mismatched_ids" in made.column_names
 
 
 def lora():

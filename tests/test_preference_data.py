@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -165,6 +166,48 @@ def test_the_estimate_counts_both_sides_of_a_pair_and_the_logits_of_a_chunk(task
     assert seen == [("max_length", dict(tokens=sides * 30, logits=12 * task.pairs.CHUNK))]
 
 
+@pytest.mark.parametrize("name, sides", [("dpo", 2), ("kto", 1)])
+def test_auto_and_the_estimate_say_the_same_of_an_80_gb_card(task, monkeypatch, capsys, name, sides):
+    """Rows as long as --max_length: then the estimate's upper bound is what --auto counts; and never Liger's loss."""
+    import importlib.util
+
+    import torch
+    from datasets import Dataset
+
+    script, side = getattr(task, name), [[1] * 1024] * 64
+    script.main(["--estimate"])
+    said = capsys.readouterr().out.splitlines()[-1].split()  # card, fits, needs, five parts and CUDA, settings
+    assert said[:2] == ["80", "yes"] and said[9:12] == ["16-bit,", "no", "checkpointing,"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(task.policy.device, "card_bytes", lambda: 80 * 10**9)
+    monkeypatch.setattr(task.policy.device, "varlen_kernel", lambda dtype=None: "flash")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)  # Liger is installed
+    config = SimpleNamespace(
+        **{key: script.DEFAULTS[key] for key in ("per_device_train_batch_size", "gradient_accumulation_steps")},
+        gradient_checkpointing=True, bf16=True, fp16=False, use_cpu=False, world_size=1, use_liger_kernel=False,
+    )  # fmt: skip
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    args = script.Args(fused_lora=True)
+    args.given = []
+    columns = ("input_ids", "rejected_ids" if sides == 2 else "mismatched_ids")
+    dataset = Dataset.from_dict(dict.fromkeys(columns, side))
+    task.policy.tune(config, args, "Qwen/Qwen2.5-7B-Instruct", dataset, logits=12 * task.pairs.CHUNK)
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (int(said[12]), 2)
+    assert config.per_device_train_batch_size * 2 == rows and not config.gradient_checkpointing
+    assert (args.packing, args.fused_lora, args.quantization) == (True, True, "none")
+    assert config.use_liger_kernel is False and args.given == []
+    assert f"about {float(said[2]):.0f} of 80 GB" in capsys.readouterr().out
+
+
+def test_an_estimate_from_a_start_counts_its_frozen_copy(task, monkeypatch, tmp_path):
+    config = dict(base_model_name_or_path="Qwen/Qwen2.5-7B", r=8, lora_alpha=16, peft_type="LORA")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    seen = []
+    monkeypatch.setattr(task.dpo.fit, "estimate", lambda args, flag, work: seen.append((args.lora_r, work(10, 3))))
+    task.dpo.main(["--estimate", "--start", str(tmp_path)])
+    assert seen[0][0] == 8 and seen[0][1]["adapter"] == 20
+
+
 def test_the_three_questions_are_drawn_from_runs(task, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -175,8 +218,10 @@ def test_the_three_questions_are_drawn_from_runs(task, tmp_path):
     assert task.questions.smooth([1, 0, 1], 2) == [1, 0.5, 0.5]
     task.questions.main(["--both", str(run), "--longer", str(run), str(run), "--out", str(tmp_path / "x.png")])
     assert (tmp_path / "x.png").stat().st_size > 5000
-    with pytest.raises(SystemExit, match="is no finished run"):
-        task.questions.main(["--both", str(tmp_path), "--longer", str(run), "--out", str(tmp_path / "y.png")])
+    (run / "run.json").write_text(json.dumps(dict(command="dpo.py --demo")))  # not ended
+    for folder in (tmp_path, run):
+        with pytest.raises(SystemExit, match="is no finished run"):
+            task.questions.main(["--both", str(folder), "--longer", str(folder), "--out", str(tmp_path / "y.png")])
 
 
 @pytest.mark.parametrize(
@@ -186,6 +231,9 @@ def test_rows_are_packed_where_the_kernel_is_and_takes_the_numbers(task, monkeyp
     """A demo on a GPU computes in float32, which FlashAttention refuses."""
     import torch
 
-    monkeypatch.setattr(task.policy.device, "varlen_kernel", lambda: kernel)
+    def varlen_kernel(dtype):
+        return kernel if dtype.itemsize == 2 else None
+
+    monkeypatch.setattr(task.policy.device, "varlen_kernel", varlen_kernel)
     monkeypatch.setattr(task.policy.device, "dtype", lambda config: getattr(torch, bits))
     assert bool(task.policy.packs(type("Args", (), dict(packing=True)), None)) is packed

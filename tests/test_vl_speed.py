@@ -72,7 +72,7 @@ def build(vl, processor, checkpointing=False, **flags):
         vision_config=sizes | dict(depth=3, num_heads=4, out_hidden_size=64, fullatt_block_indexes=[1], window_size=56),
         image_token_id=image, video_token_id=video, tie_word_embeddings=True,
     )  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     model = Qwen2_5_VLForConditionalGeneration(config)
     lora = LoraConfig(
         task_type="CAUSAL_LM",

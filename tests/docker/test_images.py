@@ -353,6 +353,8 @@ OTHERS = {  # flags that make a demo a matter of seconds; rlhf_ppo's is a chain 
     "r1_grpo": "--max_steps 1 --save_steps 1 --max_completion_length 8 --warmup_sft 1 --probe_prompts 0 --eval_prompts 1 --follow 1",
     "rlhf_ppo": "",
     "preference": "--max_steps 1 --max_new_tokens 4 --show_answers 2 --eval_rows 4",
+    "lora_variants": "--variant pissa --max_steps 1 --max_new_tokens 4 --eval_rows 4",
+    "continual": "--max_steps 1 --max_new_tokens 4 --ask 2",
     "vl_insurance": "--max_steps 1 --max_new_tokens 4",
     "s1_scaling": "--max_steps 1 --eval_rows 4 --eval_answers 2 --max_think 12 --cap 4 --max_answer 3",
 }

@@ -289,5 +289,5 @@ def task_5():
         ("Where do most of the policy's answers have 12 words? The reference's log-lengths spread by 0.35 around 30 words; a shift of "
          "a normal distribution by d costs d² / (2 · 0.35²) nats.",
          "策略的多数回答在哪里是 12 个词？参考模型的长度取对数后以 30 个词为中心，标准差 0.35；正态分布平移 d 的 KL 是 d² / (2 · 0.35²) nat。"),
-        "preference/dpo.py --demo --beta 0.01, and the lesson's plot",
+        "preference/dpo.py --demo --beta 0.01 --learning_rate 3e-3, and the lesson's plot",
     )  # fmt: skip
