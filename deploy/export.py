@@ -25,7 +25,7 @@ from common.cli import arg, parse
 from common.files import is_full, read_json, take_lock, write_json
 from common.paths import check_disk, command, output_dir
 from found import contract as contract_of
-from found import digest, free_memory, is_whole, name_of, open_run, sha256, threads, tokenizer_of, with_run
+from found import digest, free_memory, name_of, open_run, sha256, threads, tokenizer_of, with_run
 
 DEFAULTS = dict(
     to="merged,gguf,ollama",  # also: merged_4bit (a GPU), adapter_gguf
@@ -156,7 +156,7 @@ def main(argv=None) -> Path:
     parts, need = plan(args, run, weights)
     inputs = {"base": serving["base_digest"], "adapter": digest(run.adapter),
               "contract": contract.digest_ids([template, serving["stop_ids"], serving["max_length"]])}  # fmt: skip
-    if args.merge_into == "nf4" and is_whole(run.adapter):
+    if args.merge_into == "nf4" and serving["kind"] == "whole":
         raise SystemExit("--merge_into nf4: this run trained every weight and has no adapter to merge.")
     if args.merge_into == "nf4":
         need_bitsandbytes("--merge_into nf4")
@@ -205,9 +205,9 @@ def export(run, folder: Path, manifest: dict, parts: dict, serving: dict, templa
 
     if any(form in QUANTS or form == "adapter_gguf" for form in parts.values()):
         gguf_file.architecture(run.base)
-    name, whole = name_of(run), is_whole(run.adapter)
+    name, trained = name_of(run), serving["kind"] == "whole"
     nf4 = manifest["inputs"].get("merge_into") == "nf4"
-    adapter = merged.Adapter(None if whole else run.adapter, run.base, nf4, whole)
+    adapter = merged.Adapter(None if trained else run.adapter, run.base, nf4, trained)
     half = folder / f"{name}-f16.gguf"
 
     def write_merged(new):

@@ -2,13 +2,11 @@
 
 import hashlib
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from common import adapters, hub, models
 from common.contract import SERVING, TEMPLATE, digest_ids, kind_of, write
-from common.files import fingerprint, read_json, write_json
+from common.files import fingerprint, read_json
 from common.models import TrainedRun
 from common.paths import TASK_DIR, output_dir
 
@@ -94,16 +92,7 @@ def open_whole(folder: Path) -> TrainedRun:
     run = TrainedRun(folder, base, record, record.get("arguments", {}), adapters.read_texts(folder, {}))
     digest = fingerprint(base)
     if read_json(folder / SERVING).get("base_digest") != digest or not (folder / TEMPLATE).is_file():
-        with tempfile.TemporaryDirectory() as scratch:  # the contract reads what an adapter's folder holds
-            texts = Path(scratch)
-            named = run.arguments.get("model")
-            settings = dict(base_model_name_or_path=named, r=1, lora_alpha=1, target_modules=None)
-            write_json(texts / "adapter_config.json", settings)
-            for file in folder.glob("*.txt"):
-                shutil.copyfile(file, texts / file.name)
-            serving = write(texts, record.get("task", ""), tokenizer_of(run), record, digest)
-            shutil.copyfile(texts / TEMPLATE, folder / TEMPLATE)
-        write_json(folder / SERVING, serving | dict(kind="whole", r=None, alpha=None, scaling=None, init=None))
+        write(folder, record.get("task", ""), tokenizer_of(run), record, digest)
     return run
 
 

@@ -103,12 +103,12 @@ def best_of(texts, n):
     return rows
 
 
-def curves(rows, start, what="gold"):
-    """{(method, strength): {seed: [(KL, what), ...]}}, each from the start on and in the order of training."""
+def curves(rows, what="gold"):
+    """{(method, strength): {seed: [(KL, what), ...]}}, in the order of training."""
     found = {}
     for row in sorted(rows, key=lambda row: row["step"]):
         seeds = found.setdefault((row["method"], row["strength"]), {})
-        seeds.setdefault(row["seed"], [(0.0, start[what])]).append((row["kl"], row[what]))
+        seeds.setdefault(row["seed"], []).append((row["kl"], row[what]))
     return found
 
 
@@ -125,14 +125,13 @@ def at_kl(points, kl):
     return None
 
 
-def table(rows, start):
+def table(rows):
     """(header, lines): gold at KLs as mean over seeds, and the difference to DPO, paired by seed, with its 95% interval.
 
     A cell is "-" where not all seeds get that far: those that do would be a selection. And where a seed's first snapshot is
     beyond: there nothing was measured.
     """
-    found = {each: {s: points[1:] for s, points in seeds.items()} for each, seeds in curves(rows, start).items()}
-    lines = []
+    found, lines = curves(rows), []
     base = next((seeds for (method, _), seeds in found.items() if method == "dpo"), {})
     for (method, strength), seeds in found.items():
         cells = []
@@ -162,11 +161,12 @@ def draw(rows, start, lines, file):
     names = list(dict.fromkeys(row["method"] for row in rows))
     for axis, what in zip(axes, ("gold", "tokens"), strict=True):
         told = set()
-        for (method, _), seeds in curves(rows, start, what).items():
+        for (method, _), seeds in curves(rows, what).items():
             colour = pyplot.cm.tab10.colors[names.index(method)]
             for points in seeds.values():
                 label = None if method in told else method
-                axis.plot(*zip(*points, strict=True), ".-", color=colour, alpha=0.5, linewidth=1, label=label)
+                line = zip((0.0, start[what]), *points, strict=True)
+                axis.plot(*line, ".-", color=colour, alpha=0.5, linewidth=1, label=label)
                 told.add(method)
         axis.axhline(start[what], color="grey", linewidth=0.8)
         axis.set(xlabel="KL from the start, nats per answer", ylabel=f"{what} per answer", xscale="symlog")
@@ -247,7 +247,7 @@ def main(argv=None) -> Path:
         write_json(folder / "compare.json", found)
         draw(rows, start, lines, folder / "compare.png")
         print(f"\n{len(held)} held-out prompts, {args.n} answers each. Start: gold {start['gold']:+.2f}", end="")
-        print(f" ± {start['gold_error']:.2f}, {start['tokens']:.1f} tokens\n{text_table(*table(rows, start))}")
+        print(f" ± {start['gold_error']:.2f}, {start['tokens']:.1f} tokens\n{text_table(*table(rows))}")
         for name, line in lines.items():
             print(f"{name}: " + ", ".join(f"n {r['n']}: {r['kl']:.2f} nats, gold {r['gold']:+.2f}" for r in line))
 

@@ -224,8 +224,8 @@ def settle(model):
     """
     if device.sharded():  # FSDP will put other parameters in the place of these
         return
-    # A loaded model is in evaluation mode below PEFT's shell, which says that it trains.
-    parameters, train = list(model.parameters()), model.train().train
+    model.train()  # a loaded model is in evaluation mode below PEFT's shell, which says that it trains
+    parameters, train = list(model.parameters()), model.train
     model.parameters = lambda recurse=True: iter(parameters)
     model.train = lambda mode=True: model if model.training == mode else train(mode)
     model.num_parameters = functools.cache(model.num_parameters)

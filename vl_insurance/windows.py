@@ -45,10 +45,10 @@ def attend(self, hidden_states, cu_seqlens, position_embeddings=None, max_seqlen
     length = len(hidden_states)
     q, k, v = self.qkv(hidden_states).reshape(length, 3, self.num_heads, -1).unbind(1)
     q, k = qwen.apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-    if max_seqlen and device.varlen_kernel(q.dtype):
+    if max_seqlen and (kernel := device.varlen_kernel(q.dtype)):
         ends = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
         v = v.contiguous()  # else the backward pass keeps all of qkv for it, beside the turned q and k
-        return self.proj(device.varlen_kernel()(q, k, v, *ends, scale=self.scaling).reshape(length, -1))
+        return self.proj(kernel(q, k, v, *ends, scale=self.scaling).reshape(length, -1))
     windows, back = groups(cu_seqlens)
     mixed = []
     for index in windows:

@@ -147,7 +147,7 @@ def digest_ids(content) -> str:
 
 
 def write(folder: Path, task: str, tokenizer, record: dict, base: str = "") -> dict:
-    """Write serving.json and serving_template.jinja into a folder that holds an adapter, its tokenizer and its texts.
+    """Write serving.json and serving_template.jinja into a run's folder, beside its texts and its adapter, if it has one.
 
     tokenizer: the trained one, or a processor that has it. record: run.json. base: a digest of the base model, if known.
     """
@@ -158,11 +158,11 @@ def write(folder: Path, task: str, tokenizer, record: dict, base: str = "") -> d
     ids = [tokenizer.eos_token_id]
     ids += [each for each in tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
             if each not in (None, *ids) and (each != tokenizer.unk_token_id or each == tokenizer.pad_token_id)]  # fmt: skip
-    kind, scale = kind_of(settings)
+    kind, scale = kind_of(settings) if settings else ("whole", None)  # every weight was trained
     serving = {
         "format": 1,
         "task": task,
-        "base": settings["base_model_name_or_path"],
+        "base": settings.get("base_model_name_or_path") or arguments.get("model"),
         "base_digest": base or read_json(folder / SERVING).get("base_digest", ""),
         "revision": settings.get("revision"),
         "trained_in": record.get("trained_in") or ("nf4" if arguments.get("quantization") == "4bit" else None),
@@ -175,12 +175,12 @@ def write(folder: Path, task: str, tokenizer, record: dict, base: str = "") -> d
         "turns": turns,
         "max_length": arguments.get("max_length") or 2048,
         "temperature": 0,
-        "r": settings["r"],
-        "alpha": settings["lora_alpha"],
+        "r": settings.get("r"),
+        "alpha": settings.get("lora_alpha"),
         "scaling": scale,
-        "init": settings.get("init_lora_weights", True),
+        "init": settings.get("init_lora_weights", True) if settings else None,
         "kind": kind,
-        "targets": settings["target_modules"],
+        "targets": settings.get("target_modules"),
         "prompt_sha256": None if "prompt" in texts else digest_probes(tokenizer, template),
     }
     replace_text(folder / TEMPLATE, template)
