@@ -48,7 +48,7 @@ def overlap(full, other, rank):
         sizes = [sizes[0] + float(thin.square().sum()), sizes[1] + square]
     own, total = (max(each, 1e-30) for each in sizes)
     return dict(
-        held=held / total, chance=chance / total, cosine=inner / (own * total) ** 0.5, size=(own / total) ** 0.5
+        held=held / total, chance=chance / total, cosine=inner / (own * total) ** 0.5, norm=(own / total) ** 0.5
     )
 
 
@@ -73,6 +73,6 @@ def told(rows):
         for rank, share in row.get("best", {}).items()
     ]
     header = ("", "of the full update, held", "by chance", "cosine", "size, full = 1")
-    made = [(row["name"], f"{row['held']:.1%}", f"{row['chance']:.2%}", f"{row['cosine']:.2f}", f"{row['size']:.2f}")
+    made = [(row["name"], f"{row['held']:.1%}", f"{row['chance']:.2%}", f"{row['cosine']:.2f}", f"{row['norm']:.2f}")
             for row in rows if "held" in row]  # fmt: skip
     return "\n".join([*lines, text_table(header, made)])

@@ -480,6 +480,8 @@ def test_the_comparison_goes_on_where_it_was_cut_off(task, tiny, tmp_path, capsy
     )
     after, said = compare("--only", *parts, "--seeds", 2, "--ranks", 1)
     assert after[:6] == lines and "minus lora" in said and "of the full update, held" in said
+    keys = [task.compare.key(json.loads(line)) for line in after]  # by which a finished run is known again
+    assert len(set(keys)) == len(keys) and all(isinstance(key[-1], int) for key in keys)
     assert [json.loads(line)["seed"] for line in after if json.loads(line)["part"] == "variants"] == [
         3407,
         3407,
