@@ -10,10 +10,12 @@ A quick look:  python evaluate.py --limit 50 --max_new_tokens 32
 
 from dataclasses import dataclass
 
+import whole
+
 from common import models
 from common.cli import ModelArgs, arg, parse
 from data import format_report, read_rows, split
-from prompt import TEMPLATE, answer_ids, prompt_ids
+from prompt import answer_ids, prompt_ids
 
 DEFAULTS = dict(
     model=None  # the base that the adapter's adapter_config.json names
@@ -34,18 +36,19 @@ class Args(ModelArgs):
 
 def main(argv=None):
     args = parse(__file__, DEFAULTS, {}, Args, argv=argv)
-    run = models.open_run(args.adapter, args.model, record=True, own=TEMPLATE)
+    run = whole.open_run(args.adapter, args.model, record=True)
     trained = run.arguments
     rows, report = read_rows(args.data or trained["data"])
     print(format_report(report))
     held_out = split(rows, trained["eval_ratio"], trained["split_seed"])[1][: args.limit]
     args.backend = "hf"  # before transformers; the variants are PEFT's
-    tokenizer = models.load_tokenizer(run.adapter)
+    tokenizer = models.load_tokenizer(whole.reads_of(run))
     from common.report import compare
     from common.speed import graph
 
     rows = [{"instruction": row["question"], "input": "", "reference": row["answer"]} for row in held_out]
-    compare(run, args, rows, prompt_ids(tokenizer, held_out, run.texts), answer_ids(tokenizer, held_out), graph.decode)
+    prompts, completions = prompt_ids(tokenizer, held_out, run.texts), answer_ids(tokenizer, held_out)
+    compare(run, args, rows, prompts, completions, graph.decode, whole.load_run)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Ask a trained adapter: one question that streams, or a file of questions; --compare asks the base as well.
 
-The base and the template are those that the run was trained with. A run of --full is a model of its own, in its model/.
+The base and the template are those that the run was trained with. A run of --full is asked in the same way.
 
 Newest run:        python infer.py --question "What does the red lamp cost?"
 Against the base:  python infer.py --adapter outputs/lora_variants/20261126-101500 --compare
@@ -10,7 +10,8 @@ A file of them:    python infer.py --file questions.txt
 import contextlib
 from dataclasses import dataclass
 
-from common import models
+import whole
+
 from common.cli import ModelArgs, arg, parse
 from common.files import write_lines
 from common.rows import text_lines
@@ -39,9 +40,9 @@ def main(argv=None):
     texts, out = [args.question or "Where was the green tent built?"], None
     if args.file:
         texts, out = text_lines(args.file, args.out, "question")
-    run = models.open_run(args.adapter, args.model, own=TEMPLATE)
+    run = whole.open_run(args.adapter, args.model)
     args.backend = "hf"
-    model, tokenizer = models.load_run(run, args)
+    model, tokenizer = whole.load_run(run, args)
     from transformers import TextStreamer, set_seed
 
     from common.answers import generate

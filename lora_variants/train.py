@@ -199,9 +199,8 @@ def main(argv=None):
         after = report.before_after(model, tokenizer, *asked)
         run.note(before=before, after=after)
     report.show(before, after, shown)
-    if not args.full:
-        asked = command("infer.py", "--adapter", run.folder, "--compare")
-        print("\n" + screen.text("Ask it yourself: {command}", command=asked))
+    asked = command("infer.py", "--adapter", run.folder, "--compare")
+    print("\n" + screen.text("Ask it yourself: {command}", command=asked))
     print(next_steps(run.folder))
 
 

@@ -420,6 +420,33 @@ def test_a_converted_run_is_asked_measured_and_served_from_the_folder_alone(copi
 
 
 @pytest.mark.slow
+def test_a_run_of_every_weight_is_asked_and_measured_beside_its_base(copied, script, tiny, tmp_path):
+    folder, run, few = copied("lora_variants"), tmp_path / "run", ["--max_new_tokens", 3]
+    parts = [["train", *TINY, "--full", "flora", "--learning_rate", 0.03, "--model", tiny, "--output_dir", run],
+             ["infer", "--adapter", run, "--compare", *few], ["evaluate", "--adapter", run, "--limit", 4, *few]]  # fmt: skip
+    (folder / "all.py").write_text(f"import importlib\nfor name, *argv in {[list(map(str, each)) for each in parts]}:\n"
+                                   "    importlib.import_module(name).main(argv)\n"
+                                   "import torch, whole\nfrom types import SimpleNamespace\nfrom transformers import AutoModelForCausalLM\n"
+                                   f"run = whole.open_run({str(run)!r})\n"
+                                   "model, _ = whole.load_run(run, SimpleNamespace(backend='hf'))\n"
+                                   "ids = torch.arange(8)[None]\nsaid = lambda one: one(input_ids=ids).logits\n"
+                                   "want = {name: said(AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype).eval()) for name, path in\n"
+                                   "        dict(base=run.base, tuned=run.adapter / 'model').items()}\n"
+                                   "with model.disable_adapter():\n    off = said(model)\n"
+                                   "print('apart', float((off - want['base']).abs().max()), float((said(model) - want['tuned']).abs().max()),\n"
+                                   "      float((off - want['tuned']).abs().max()) > 1e-3)\n")  # fmt: skip
+    done = script(folder / "all.py")
+    assert "apart 0.0 0.0 True" in done.stdout, done.stdout
+    assert "-- base" in done.stdout and "-- tuned" in done.stdout
+    measured = json.loads((run / "evaluation_results" / "metrics.json").read_text("utf-8"))
+    assert measured["base"] != measured["tuned"]
+    damaged = run / "model" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    again = script(folder / "infer.py", "--adapter", run, check=False)
+    assert again.returncode == 1 and "Copy the file again" in again.stderr and "Traceback" not in again.stderr
+
+
+@pytest.mark.slow
 @NIGHTLY
 @pytest.mark.parametrize("full", ["adamw", "flora"])
 def test_full_fine_tuning_goes_on_to_the_bit(full, copied, script, tiny, tmp_path):

@@ -160,13 +160,13 @@ def bootstrap(base, tuned, seed, times=1000):
     }
 
 
-def compare(run, args, rows, prompts, completions, decode=None):
+def compare(run, args, rows, prompts, completions, decode=None, load=models.load_run):
     """Measure the base model and the tuned one on held-out rows, print the table and write the three files.
 
     run: of models.open_run. args: the script's flags out, limit, max_new_tokens, batch_size, rouge and seed. rows: dicts with
     instruction, input, reference (text). prompts, completions: their token ids, a completion with its eos. Rows over the
     run's max_length are left out, as in training. Files of an earlier evaluation are replaced. decode: as for
-    answers.generate.
+    answers.generate. load: as models.load_run.
     """
     longest = run.arguments["max_length"]
     fits = [len(p) + len(c) <= longest for p, c in zip(prompts, completions, strict=True)]
@@ -176,7 +176,7 @@ def compare(run, args, rows, prompts, completions, decode=None):
     print(f"{len(fits):,} held-out rows; {fits.count(False):,} over the run's max_length of {longest} left out")
     if not rows:
         raise SystemExit("nothing to evaluate: no held-out row is left.")
-    model, tokenizer = models.load_run(run, args)
+    model, tokenizer = load(run, args)
     ways = {"base": model.disable_adapter, "tuned": contextlib.nullcontext}
     measured = {}
     for name, way in ways.items():
