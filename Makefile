@@ -37,8 +37,8 @@ faults: venv  ## every trainer killed at every write, and started again: figures
 test-docker: venv  ## every image, built and run on a stand-in base
 	TEST_DOCKER_ALL=1 $(PY) -m pytest tests/docker
 
-site: .venv/.site  ## every page in both languages, with search, in site/: open site/index.html
-	@$(PY) tools/website.py
+site: .venv/.site  ## every page in both languages, with search, in site/: open site/index.html [REPO=OWNER/NAME, for source links]
+	@$(PY) tools/website.py $(if $(REPO),--repo $(REPO))
 
 notebooks: .venv/.site  ## course/notebooks/*.ipynb again, from the scripts [REPO=OWNER/NAME, for the buttons]
 	@$(PY) tools/notebooks.py $(if $(REPO),--repo $(REPO))

@@ -175,7 +175,8 @@ def run_method(args, parts, single=False) -> Path:
     what = "rows" if single else "pairs"
     train_set = to_set(train_rows, tokenizer, args.max_length, f"training {what}", template)
     eval_set = to_set(eval_rows, tokenizer, args.max_length, f"held-out {what}", template)
-    policy.tune(config, args, path, train_set, **more)
+    # LoRA is fused with or without Liger, whose losses are of labels.
+    fit.tune(config, args, path, train_set, settled=("fused_lora", "use_liger_kernel"), **more)
     run = runs.Run(args, config, train_set, draw=lambda _: watch.draw(run))
     if run.finished:
         return run.folder

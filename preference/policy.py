@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common import adapters, device, files, hub, models
-from common.speed import fit, lora, packing
+from common.speed import lora, packing
 from pairs import REFERENCE
 from prompt import TEMPLATE
 
@@ -23,13 +23,6 @@ def tokenizer_of(args, path):
         )
     tokenizer.chat_template = served.read_text(encoding="utf-8")
     return tokenizer, dict(system_prompt=files.read_json(folder / "serving.json").get("system") or "")
-
-
-def tune(config, args, path, dataset, **more):
-    """fit.tune but for what is settled here: LoRA is fused with or without Liger, whose losses are of labels. more: as its own."""
-    given, args.given = args.given, [*args.given, "fused_lora", "use_liger_kernel"]
-    fit.tune(config, args, path, dataset, **more)
-    args.given = given
 
 
 def load_model(args, config, path):

@@ -191,7 +191,8 @@ def test_auto_and_the_estimate_say_the_same_of_an_80_gb_card(task, monkeypatch, 
     args.given = []
     columns = ("input_ids", "rejected_ids" if sides == 2 else "mismatched_ids")
     dataset = Dataset.from_dict(dict.fromkeys(columns, side))
-    task.policy.tune(config, args, "Qwen/Qwen2.5-7B-Instruct", dataset, logits=12 * task.pairs.CHUNK)
+    how = dict(settled=("fused_lora", "use_liger_kernel"), logits=12 * task.pairs.CHUNK)
+    task.dpo.fit.tune(config, args, "Qwen/Qwen2.5-7B-Instruct", dataset, **how)
     assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (int(said[12]), 2)
     assert config.per_device_train_batch_size * 2 == rows and not config.gradient_checkpointing
     assert (args.packing, args.fused_lora, args.quantization) == (True, True, "none")

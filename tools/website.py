@@ -5,7 +5,7 @@
 
 Pages are the READMEs, the RESULTS and the course as they stand; nothing is written twice. GitHub's ways are translated:
 README.md becomes index.html, README.zh-CN.md becomes zh/index.html, a link to a folder leads to its README. A link to a
-source file leads to REPOSITORY, and stays plain text while that is empty. A link to nothing stops the build.
+source file leads to the repository on GitHub (--repo), and stays plain text without one. A link to nothing stops the build.
 The generator is Zensical (tools/requirements-site.txt); no page asks another host for anything.
 """
 
@@ -20,9 +20,10 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
+from notebooks import origin
+
 ROOT = Path(__file__).resolve().parents[1]
 THEME = ROOT / "tools" / "site_theme"
-REPOSITORY = ""  # where the source is read, up to a file's path: https://HOST/OWNER/NAME/blob/main
 PICTURES = {".svg", ".png", ".gif", ".jpg"}
 LANGUAGES = {"en": Path(), "zh": Path("zh")}  # language -> where its pages stand in the site
 SITE = {"en": "Fine-tuning recipes for Qwen2.5", "zh": "Qwen2.5 微调教程"}
@@ -78,7 +79,7 @@ def twin(page):
 
 
 class Site:
-    def __init__(self, root=ROOT, repository=REPOSITORY):
+    def __init__(self, root=ROOT, repository=""):
         self.root, self.repository, self.pages = root, repository, set(find_pages(root))
         self.missing, self.pictures = [], set()  # links that lead nowhere; pictures to be copied
 
@@ -245,10 +246,11 @@ def settings(lang, menu):
     }
 
 
-def build(out, root=ROOT, generator=None):
-    """Writes the site to `out`, which is made anew. generator: the `zensical` command."""
+def build(out, root=ROOT, generator=None, repository=""):
+    """Writes the site to `out`, which is made anew. generator: the `zensical` command. repository: where the source is read, up
+    to a file's path."""
     generator = generator or Path(sys.executable).with_name("zensical")
-    site = Site(root)
+    site = Site(root, repository)
     with tempfile.TemporaryDirectory() as temporary:
         for lang in LANGUAGES:
             folder = Path(temporary) / lang
@@ -274,8 +276,9 @@ def build(out, root=ROOT, generator=None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "site", help="made anew (default: site/)")
+    parser.add_argument("--repo", default=origin(), metavar="OWNER/NAME", help="on GitHub, for links to source files")
     args = parser.parse_args()
-    site = build(args.out)
+    site = build(args.out, repository=f"https://github.com/{args.repo}/blob/main" if args.repo else "")
     print(f"{len(site.pages)} pages in {args.out}: open {args.out / 'index.html'}")
 
 

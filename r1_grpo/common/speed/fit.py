@@ -175,13 +175,14 @@ def fastest(size, rows, total, fixed, tokens):
     return None
 
 
-def tune(config, args, path, dataset, patches=(), **more):
+def tune(config, args, path, dataset, patches=(), settled=(), **more):
     """--auto: set what the card decides, which is quantization, packing, micro-batch, checkpointing and kernels.
 
     Never touched: the learning rate, and the rows per optimizer step over all GPUs, which are rows_per_step, or
     per_device_train_batch_size x gradient_accumulation_steps. What the command line or the YAML says stays as given.
     config: the trainer's config, changed in place, as is args. path: the model's folder. dataset: the tokenized training
-    rows. patches, more: as choose's. Prints the choice as the flags that repeat it.
+    rows. patches, more: as choose's. settled: names of settings that the method itself has decided.
+    Prints the choice as the flags that repeat it.
     """
     import torch
 
@@ -193,7 +194,7 @@ def tune(config, args, path, dataset, patches=(), **more):
             raise SystemExit(f"--rows_per_step {rows} is no multiple of {size}, the batch size over all GPUs.")
     if not args.auto or not torch.cuda.is_available() or config.use_cpu:
         return
-    given, total = set(args.given), device.card_bytes()
+    given, total = {*args.given, *settled}, device.card_bytes()
     fixed = _fixed(vars(args) | vars(config), "per_device_train_batch_size")
     if "micro" not in fixed:  # else as given, for each GPU
         rows = _share(rows, config.world_size)
