@@ -79,8 +79,8 @@ def trainer_class():
             with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
                 for batch in batches:
                     rows = self._prepare_inputs(batch.pop("mismatched"))
-                    policy = pairs.logprobs(model, rows, self.head)
-                    ratios.append(policy - pairs.reference_logprobs(model, rows, self.head))
+                    place = ("mismatched", batch["place"]) if "place" in batch else None
+                    ratios.append(pairs.logprobs(model, rows, self.head) - self.reference_of(rows, place))
             model.train(training)
             if batches:
                 mean = self.accelerator.gather(torch.cat(ratios).mean()).mean()
@@ -94,8 +94,7 @@ def trainer_class():
         def measure(self, model, batch):
             batch = dict(batch)
             z0, liked = batch.pop("z0"), batch.pop("liked")
-            plain = self.accelerator.unwrap_model(model)
-            before = pairs.reference_logprobs(plain, batch, self.head)
+            before = self.reference_of(batch, batch.get("place"))
             policy = pairs.logprobs(model, batch, self.head)
             losses, margins = self.loss(policy, before, liked, z0)
             table = torch.stack(

@@ -181,6 +181,8 @@ class PairTrainer(Trainer):
         self.head = head_of(self.accelerator.unwrap_model(self.model).get_base_model())
         self.model_accepts_loss_kwargs = True  # or the Trainer divides by the micro-batches once more
         self._metrics = {"train": defaultdict(list)}  # of the rows since the last log; common/runs.py keeps it
+        self._known = None, {}  # the weights that were measured last on the held-out rows, and what was found
+        self._references = {}  # of the held-out batches
 
     def rows_in(self, batch):
         return len(batch["lengths"]) // len(self.sides)
@@ -191,8 +193,7 @@ class PairTrainer(Trainer):
 
     def measure(self, model, batch):
         """(losses (rows,), {metric: one number per row}) of a batch."""
-        plain = self.accelerator.unwrap_model(model)
-        before = reference_logprobs(plain, batch, self.head) if self.needs_reference else None
+        before = self.reference_of(batch, batch.get("place")) if self.needs_reference else None
         policy = logprobs(model, batch, self.head)
         lengths = torch.tensor(batch["lengths"], device=policy.device)
         losses, margins = self.loss(policy, before, lengths)
@@ -208,6 +209,15 @@ class PairTrainer(Trainer):
             facts |= dict(zip(("ratio_chosen", "ratio_rejected"), (policy.detach() - before).chunk(2), strict=True))
         names, table = list(facts), torch.stack(list(facts.values())).tolist()  # one wait for the GPU
         return losses, dict(zip(names, table, strict=True))
+
+    def reference_of(self, batch, place):
+        """log p_ref(y | x), (rows,). place: which held-out batch it is, computed once since its reference stays; None: another."""
+        if place in self._references:
+            return self._references[place]
+        found = reference_logprobs(self.accelerator.unwrap_model(self.model), batch, self.head)
+        if place is not None:
+            self._references[place] = found
+        return found
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         losses, facts = self.measure(model, inputs)
@@ -232,11 +242,18 @@ class PairTrainer(Trainer):
 
     @torch.no_grad()
     def held_out(self, dataset=None, told=None):
-        """Means over the held-out rows; rows count alike, whatever batch they are in. told: called after each batch."""
-        model, found = self.model, defaultdict(list)
+        """Means over the held-out rows; rows count alike, whatever batch they are in. told: called after each batch.
+
+        Weights that were measured a moment ago are not measured again: before and after training a person asks, too.
+        """
+        model, found, weights = self.model, defaultdict(list), self.weights()
+        if dataset is None and weights == self._known[0]:
+            return dict(self._known[1])
         training = model.training
         model.eval()
         batches = [self._prepare_inputs(batch) for batch in self.get_eval_dataloader(dataset)]
+        if dataset is None:
+            batches = [batch | {"place": place} for place, batch in enumerate(batches)]
         for batch in self.prepared(batches):
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 losses, facts = self.measure(model, batch)
@@ -245,7 +262,14 @@ class PairTrainer(Trainer):
             if told:
                 self.control = told(self.args, self.state, self.control)
         model.train(training)
-        return {name: mean(self.gathered(values)) for name, values in found.items()}
+        means = {name: mean(self.gathered(values)) for name, values in found.items()}
+        if dataset is None:
+            self._known = weights, means
+        return dict(means)
+
+    def weights(self):
+        """Sums of the trained weights, which tell whether they have moved."""
+        return torch.stack([each.double().sum() for each in self.model.parameters() if each.requires_grad]).tolist()
 
     def gathered(self, values):
         from accelerate.utils import gather_object

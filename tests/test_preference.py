@@ -258,6 +258,26 @@ def test_rows_end_to_end_give_what_padded_rows_give(task, tiny, tmp_path, name):
     assert abs(losses[0] - losses[1]) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["DPO", "KTO"])
+def test_held_out_rows_are_measured_again_only_when_the_weights_have_moved(task, tiny, tmp_path, name, monkeypatch):
+    trainer, calls, real = ours(task, tiny, tmp_path, loss_of(task, name)), [], task.pairs.reference_logprobs
+    monkeypatch.setattr(task.pairs, "reference_logprobs", lambda *args: calls.append(1) or real(*args))
+    measured, measure = [], trainer.measure
+    trainer.measure = lambda *args: measured.append(1) or measure(*args)
+    first = trainer.held_out()
+    references, batches = len(calls), len(measured)
+    assert trainer.held_out() == first and len(measured) == batches > 0
+    shaken(trainer.model, seed=8)
+    moved = trainer.held_out()
+    assert moved["loss"] != first["loss"] and len(measured) == 2 * batches
+    assert len(calls) == references > 0  # the reference has not moved
+    trainer._references.clear()
+    trainer._known = None, {}
+    assert trainer.held_out() == moved and len(calls) == 2 * references
+    step_loss(trainer)
+    assert len(calls) > 2 * references  # rows that are trained on come in other batches: theirs is computed each time
+
+
 def test_an_incomplete_last_micro_batch_weighs_by_its_rows(task, tiny, tmp_path):
     texts = TEXTS[:3]
     losses = [
