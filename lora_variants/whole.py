@@ -1,10 +1,11 @@
 """A run of --full, asked and measured like a run with an adapter: infer.py and evaluate.py open both kinds here.
 
-There is no adapter to turn off, so the base is loaded as well, and disable_adapter() lends its weights to the model: twice the memory of
-one, and nobody else need know.
+There is no adapter to turn off, so disable_adapter() loads the base, the first time, and lends its weights to the model: twice the memory
+of one where both are asked, and nobody else need know.
 """
 
 import contextlib
+import functools
 from pathlib import Path
 
 from common import adapters, device, hub, models
@@ -35,7 +36,7 @@ def open_run(adapter=None, model=None, record=False) -> models.TrainedRun:
     if wrong := hub.broken(folder / "model"):
         raise SystemExit(f"{folder / 'model'}: {wrong}. Copy the file again, or train again.")
     base = hub.resolve_model(model or found["arguments"]["model"])
-    if found["weights"] != fingerprint(base):
+    if (known := found.get("weights")) and known != fingerprint(base):
         raise SystemExit(f"{folder} was trained on another model than {base}. Give its base with --model.")
     return models.TrainedRun(folder, base, found, found["arguments"], texts)
 
@@ -44,12 +45,15 @@ def load_run(run: models.TrainedRun, args):
     """(model, tokenizer) as models.load_run. Of a run of --full without quantization, which it was trained without."""
     if not is_whole(run.adapter):
         return models.load_run(run, args)
-    tuned, base = (
-        models.load_base(path, args.backend, None, device.dtype()).eval() for path in (run.adapter / "model", run.base)
-    )
+
+    @functools.cache
+    def loaded(path):
+        return models.load_base(path, args.backend, None, device.dtype()).eval()
+
+    tuned = loaded(run.adapter / "model")
 
     def swap():
-        for one, other in zip(tuned.parameters(), base.parameters(), strict=True):
+        for one, other in zip(tuned.parameters(), loaded(run.base).parameters(), strict=True):
             one.data, other.data = other.data, one.data
 
     @contextlib.contextmanager

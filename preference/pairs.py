@@ -248,7 +248,7 @@ class PairTrainer(Trainer):
         """
         model, found, weights = self.model, defaultdict(list), self.weights()
         if dataset is None and weights == self._known[0]:
-            return dict(self._known[1])
+            return self._known[1]
         training = model.training
         model.eval()
         batches = [self._prepare_inputs(batch) for batch in self.get_eval_dataloader(dataset)]
@@ -265,7 +265,7 @@ class PairTrainer(Trainer):
         means = {name: mean(self.gathered(values)) for name, values in found.items()}
         if dataset is None:
             self._known = weights, means
-        return dict(means)
+        return means
 
     def weights(self):
         """Sums of the trained weights, which tell whether they have moved."""

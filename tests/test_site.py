@@ -147,6 +147,15 @@ def repository(folder, **files):
     return folder
 
 
+def test_an_address_that_is_none_on_github_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        sys, "argv", ["website.py", "--out", str(tmp_path / "site"), "--repo", "https://github.com/a/b"]
+    )
+    with pytest.raises(SystemExit, match="expected OWNER/NAME"):
+        website.main()
+    assert not (tmp_path / "site").exists()
+
+
 def test_a_link_to_nothing_stops_the_build(tmp_path):
     root = repository(
         tmp_path, README_md="# A\n\n[b](b/) `[no](link.md)`\n```\n[no](link)\n```\n", b__README_md="# B\n\n[c](c.md)\n"

@@ -63,6 +63,12 @@ def origin():
     return found[1] if found else ""
 
 
+def check_repo(repo):
+    """Stop where --repo is no OWNER/NAME; "" is none."""
+    if repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise SystemExit(f"--repo {repo}: expected OWNER/NAME, as it stands in https://github.com/OWNER/NAME.")
+
+
 def buttons(folder, repo):
     """Two links that open a folder's notebook elsewhere, as one line; ModelScope opens no notebook of GitHub by its address."""
     file = f"course/notebooks/{folder}.ipynb"
@@ -149,8 +155,7 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "course" / "notebooks")
     parser.add_argument("--repo", default=origin(), metavar="OWNER/NAME", help="on GitHub, for the buttons")
     args = parser.parse_args()
-    if args.repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
-        raise SystemExit(f"--repo {args.repo}: expected OWNER/NAME, as it stands in https://github.com/OWNER/NAME.")
+    check_repo(args.repo)
     args.out.mkdir(parents=True, exist_ok=True)
     for folder in SHOWN:
         (args.out / f"{folder}.ipynb").write_text(notebook(folder, args.repo), "utf-8")

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
-from notebooks import origin
+from notebooks import check_repo, origin
 
 ROOT = Path(__file__).resolve().parents[1]
 THEME = ROOT / "tools" / "site_theme"
@@ -278,6 +278,7 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "site", help="made anew (default: site/)")
     parser.add_argument("--repo", default=origin(), metavar="OWNER/NAME", help="on GitHub, for links to source files")
     args = parser.parse_args()
+    check_repo(args.repo)
     site = build(args.out, repository=f"https://github.com/{args.repo}/blob/main" if args.repo else "")
     print(f"{len(site.pages)} pages in {args.out}: open {args.out / 'index.html'}")
 
